@@ -1,0 +1,2 @@
+//! Actor messages between machines over QUIC.
+#![forbid(unsafe_code)]
