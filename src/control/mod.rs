@@ -3,3 +3,4 @@
 //! Must never decide placement (that is `scheduler`) or touch containers (that is `node`). Assembled by `cluster`.
 
 pub mod lease;
+pub mod renewal;
