@@ -452,7 +452,13 @@ pub trait Store: Send + Sync + 'static {
     fn leadership(&self) -> tokio::sync::watch::Receiver<Leadership>;
 }
 
+mod faults;
+mod log;
+mod snapshot;
 mod state;
+mod types;
 mod watch;
+
+pub use faults::StoreFaults;
 pub use state::HistoryLimits;
 pub use watch::Watch;
