@@ -97,7 +97,7 @@ struct Shared {
     killed: AtomicBool,
     /// Why the log is read-only.
     failed: Mutex<Option<Failure>>,
-    /// Bytes appended since the last purge, about: what makes a snapshot worth it.
+    /// Bytes appended since the start: what makes a snapshot worth it.
     grown_bytes: AtomicU64,
     faults: StoreFaults,
 }
@@ -151,7 +151,12 @@ impl LogStore {
         self.shared.failed.lock().clone()
     }
 
-    /// Bytes appended since entries were last purged.
+    /// Take no more writes, because something beside the log could not be written.
+    pub fn fail(&self, what: &str, error: &io::Error) {
+        self.shared.fail(what, error);
+    }
+
+    /// Bytes appended since the start.
     pub fn grown_bytes(&self) -> u64 {
         self.shared.grown_bytes.load(Ordering::Relaxed)
     }
@@ -332,19 +337,23 @@ impl Shared {
         }
         let written = self.write_group(group);
         if let Err(error) = &written {
-            let disk_full = error.kind() == io::ErrorKind::StorageFull;
-            let reason = match disk_full {
-                true => format!(
-                    "the disk is full ({error}); free some space and start this server again"
-                ),
-                false => format!(
-                    "writing the log failed ({error}); look at the disk and start this server again"
-                ),
-            };
-            tracing::error!(reason, "the store's log is read-only");
-            *self.failed.lock() = Some(Failure { disk_full, reason });
+            self.fail("writing the log", error);
         }
         written
+    }
+
+    fn fail(&self, what: &str, error: &io::Error) {
+        let disk_full = error.kind() == io::ErrorKind::StorageFull;
+        let advice = if disk_full {
+            "free some space"
+        } else {
+            "look at the disk"
+        };
+        let reason = format!("{what} failed ({error}); {advice} and start this server again");
+        tracing::error!(reason, "the store is read-only");
+        self.failed
+            .lock()
+            .get_or_insert(Failure { disk_full, reason });
     }
 
     fn write_group(&self, group: &[Job]) -> io::Result<()> {
@@ -533,7 +542,6 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             done,
         })
         .await?;
-        self.shared.grown_bytes.store(0, Ordering::Relaxed);
         Ok(())
     }
 }
