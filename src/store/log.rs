@@ -186,30 +186,30 @@ impl LogStore {
     }
 
     /// Entries of `start..end` that exist, as many as fit into `bytes_max` but at least one.
-    async fn read(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
-        let (start, from_memory) = {
-            let tail = self.shared.tail.lock();
-            let start = start.max(log_index(tail.purged).map_or(0, |index| index + 1));
-            let end = end.min(log_index(tail.last).map_or(0, |index| index + 1));
-            if start >= end {
-                return Ok(Vec::new());
-            }
-            let first = tail.entries.keys().next().copied().unwrap_or(u64::MAX);
-            let mut bytes = 0;
-            let fits = |(_, (entry, size)): (&u64, &(Entry, usize))| {
-                let fits = bytes == 0 || bytes + size <= bytes_max;
-                bytes += size;
-                fits.then(|| entry.clone())
+    async fn read(&self, mut start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        loop {
+            let (from, to) = {
+                let tail = self.shared.tail.lock();
+                let from = start.max(log_index(tail.purged).map_or(0, |index| index + 1));
+                let to = end.min(log_index(tail.last).map_or(0, |index| index + 1));
+                if from >= to {
+                    return Ok(Vec::new());
+                }
+                let first = tail.entries.keys().next().copied().unwrap_or(u64::MAX);
+                if from >= first {
+                    return Ok(tail.read(from, to, bytes_max));
+                }
+                (from, first.min(to))
             };
-            if start >= first {
-                return Ok(tail.entries.range(start..end).map_while(fits).collect());
+            let shared = self.shared.clone();
+            let read = tokio::task::spawn_blocking(move || shared.read_disk(from, to, bytes_max));
+            let entries = read.await.map_err(|_| closed())??;
+            if !entries.is_empty() || to == end {
+                return Ok(entries);
             }
-            (start, first.min(end))
-        };
-        let shared = self.shared.clone();
-        let read =
-            tokio::task::spawn_blocking(move || shared.read_disk(start, from_memory, bytes_max));
-        read.await.map_err(|_| closed())?
+            // Purged meanwhile, or a log that does not begin with entry 0: the rest is in memory.
+            start = to;
+        }
     }
 }
 
@@ -547,6 +547,16 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 }
 
 impl Tail {
+    fn read(&self, start: u64, end: u64, bytes_max: usize) -> Vec<Entry> {
+        let mut bytes = 0;
+        let fits = |(_, (entry, size)): (&u64, &(Entry, usize))| {
+            let fits = bytes == 0 || bytes + size <= bytes_max;
+            bytes += size;
+            fits.then(|| entry.clone())
+        };
+        self.entries.range(start..end).map_while(fits).collect()
+    }
+
     fn shrink(&mut self) {
         while self.bytes > TAIL_BYTES_MAX
             && let Some(first) = self.entries.first_entry()
