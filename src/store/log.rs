@@ -521,7 +521,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let removed = tail.entries.split_off(&from);
         tail.bytes -= removed.values().map(|(_, size)| size).sum::<usize>();
         tail.flushed = tail.flushed.min(from.saturating_sub(1));
-        tail.last = last.max(tail.purged);
+        if log_index(tail.last) >= Some(from) {
+            tail.last = last.max(tail.purged);
+        }
         Ok(())
     }
 

@@ -40,8 +40,6 @@ use super::{
 const ENTRY_BYTES_MAX: usize = 3 * 1024 * 1024;
 /// Transactions that one log entry carries at most.
 const ENTRY_TXNS_MAX: usize = 4_096;
-/// How long a linearizable read looks for a leader.
-const READ_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a change of members may take, catching up included.
 const ADMIN_DEADLINE: Duration = Duration::from_secs(30);
 /// A forwarded request without an answer is sent again after this time; it is applied once all the same.
@@ -74,7 +72,7 @@ pub(super) struct Inner {
     leadership: watch::Receiver<Leadership>,
     requests: Requests,
     transport: Arc<dyn RaftTransport>,
-    write_deadline: Duration,
+    request_deadline: Duration,
     lease: Duration,
     low_disk: AtomicBool,
     stopped: AtomicBool,
@@ -157,7 +155,7 @@ impl ReplicatedStore {
             leadership,
             requests: Requests::new(rand::random()),
             transport: config.transport,
-            write_deadline: config.write_deadline,
+            request_deadline: config.request_deadline,
             lease: Duration::from_millis(timings.max_ms),
             low_disk: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
@@ -289,8 +287,9 @@ impl Inner {
 
     /// Propose as the leader.
     pub async fn propose_here(&self, command: Command) -> Result<Proposed, Refusal> {
-        if let Some(error) = self.refusal() {
-            return Err(Refusal::Final(error));
+        if self.refusal().is_some() {
+            // It leads no more, whatever others still believe: one of them takes over.
+            return Err(Refusal::NotLeader { leader: None });
         }
         if self.low_disk.load(Ordering::Relaxed) {
             return Err(Refusal::Final(StoreError::DiskFull {
@@ -320,8 +319,8 @@ impl Inner {
     /// Carry a command to the leader until it is applied or the deadline ends. It may be sent more than once: its request id,
     /// or its nature (a compaction), makes that harmless.
     async fn propose(&self, command: Command) -> Result<Proposed, StoreError> {
-        let deadline = Instant::now() + self.write_deadline;
-        let deadline_ms = self.write_deadline.as_millis() as u64;
+        let deadline = Instant::now() + self.request_deadline;
+        let deadline_ms = self.request_deadline.as_millis() as u64;
         let mut undecided = false;
         let mut reason = "no leader is known".to_owned();
         loop {
@@ -432,7 +431,7 @@ impl Inner {
 
     /// Wait until this server has applied everything that was acknowledged before the call.
     async fn linearize(&self) -> Result<(), StoreError> {
-        let deadline = Instant::now() + READ_DEADLINE;
+        let deadline = Instant::now() + self.request_deadline;
         let mut reason = "no leader is known".to_owned();
         loop {
             if let Some(error) = self.refusal() {
@@ -829,11 +828,12 @@ impl Store for ReplicatedStore {
         }
         let mut results = Vec::with_capacity(total);
         let unknown = StoreError::Unknown {
-            deadline_ms: self.inner.write_deadline.as_millis() as u64,
+            deadline_ms: self.inner.request_deadline.as_millis() as u64,
         };
         for batch in batches {
             let ticket =
-                tokio::time::timeout(self.inner.write_deadline, self.inner.requests.begin()).await;
+                tokio::time::timeout(self.inner.request_deadline, self.inner.requests.begin())
+                    .await;
             let ticket = ticket.map_err(|_| StoreError::Unavailable {
                 reason: "too many writes are waiting".to_owned(),
             })?;
@@ -862,7 +862,7 @@ impl Store for ReplicatedStore {
         {
             Response::Compacted(result) => result,
             _ => Err(StoreError::Unknown {
-                deadline_ms: self.inner.write_deadline.as_millis() as u64,
+                deadline_ms: self.inner.request_deadline.as_millis() as u64,
             }),
         }
     }

@@ -56,6 +56,7 @@ impl Servers {
         );
         config.snapshot_entries = self.snapshot_entries;
         config.faults = self.faults.get(&id).cloned().unwrap_or_default();
+        config.request_deadline = Duration::from_secs(3);
         // Slow enough for a loaded machine, quick enough for a test.
         config.timings = start::ElectionTimings {
             heartbeat_ms: 50,

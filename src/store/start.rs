@@ -19,8 +19,8 @@ pub const FORMAT: u32 = 1;
 
 /// Entries between two snapshots.
 const SNAPSHOT_ENTRIES: u64 = 10_000;
-/// How long a write waits for an answer, through changes of the leader.
-const WRITE_DEADLINE_MS: u64 = 5_000;
+/// How long a write or a linearizable read waits for an answer, through changes of the leader.
+const REQUEST_DEADLINE_MS: u64 = 5_000;
 
 /// When a server without news from the leader starts an election. A follower waits `max_ms` and a random time between
 /// `min_ms` and `max_ms`, so a leader is replaced after `2 * max_ms` at the latest, plus the election itself.
@@ -58,7 +58,8 @@ pub struct StoreConfig {
     pub history: HistoryLimits,
     /// Entries of the log between two snapshots.
     pub snapshot_entries: u64,
-    pub write_deadline: Duration,
+    /// How long a write or a linearizable read waits for an answer, through changes of the leader.
+    pub request_deadline: Duration,
     pub faults: StoreFaults,
 }
 
@@ -81,7 +82,7 @@ impl StoreConfig {
             transport,
             history: HistoryLimits::default(),
             snapshot_entries: SNAPSHOT_ENTRIES,
-            write_deadline: Duration::from_millis(WRITE_DEADLINE_MS),
+            request_deadline: Duration::from_millis(REQUEST_DEADLINE_MS),
             faults: StoreFaults::default(),
         }
     }
