@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs, unreachable_pub)]
 
+mod ask;
 mod backoff;
 mod config;
 mod endpoint;
