@@ -77,12 +77,14 @@ async fn three_servers_replicate_and_one_catches_up_by_snapshot_over_quic() {
 
     stores.pop().unwrap().abort().await;
     let gone = transports.pop().unwrap();
-    let addr = gone.local_addr();
     gone.abort();
     for n in 0..300 {
         stores[1].txn(Txn::put(format!("k/{n}"), "v")).await.unwrap();
     }
-    transports.push(authority.start("s3", 2, addr));
+    // It comes back at another port, and the others are told.
+    transports.push(authority.start("s3", 2, any));
+    stores[1].add_server(3, "s3", &transports[2].local_addr().to_string()).await.unwrap();
+    assert!(matches!(stores[1].add_server(3, "else", "memory").await, Err(StoreError::Invalid { .. })));
     stores.push(start(3, dir.path(), &transports[2]).await);
     let revision = stores[0].revision();
     let deadline = tokio::time::Instant::now() + SOON;
