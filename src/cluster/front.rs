@@ -42,10 +42,7 @@ pub fn tls(identity: &ClientIdentity) -> Result<tokio_rustls::TlsAcceptor, Strin
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?
         .with_no_client_auth()
-        .with_single_cert(
-            identity.chain().map_err(|e| e.to_string())?,
-            identity.key().map_err(|e| e.to_string())?,
-        )
+        .with_single_cert(identity.chain().map_err(|e| e.to_string())?, identity.key().map_err(|e| e.to_string())?)
         .map_err(|e| e.to_string())?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(tokio_rustls::TlsAcceptor::from(Arc::new(config)))

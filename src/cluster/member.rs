@@ -253,7 +253,11 @@ impl Member {
             let membership = Membership::new(Arc::new(store.clone()));
             shared.serve_membership(&membership);
             let tls = front::tls(&identity).map_err(MemberError::Other)?;
-            tasks.spawn(front::serve(listener, tls, Front { authority: authority.clone(), membership: membership.clone() }));
+            tasks.spawn(front::serve(
+                listener,
+                tls,
+                Front { authority: authority.clone(), membership: membership.clone() },
+            ));
             if new_cluster {
                 shared.begin_cluster(&store, &membership).await?;
             } else if joined {
@@ -269,8 +273,9 @@ impl Member {
         }
         system.start(tree).await.map_err(|e| MemberError::Other(e.to_string()))?;
         let stopping = watch::Sender::new(None);
-        let listener = admin::listen(&shared.dir)
-            .map_err(|e| MemberError::Other(format!("cannot make the control socket in {}: {e}", shared.dir.0.display())))?;
+        let listener = admin::listen(&shared.dir).map_err(|e| {
+            MemberError::Other(format!("cannot make the control socket in {}: {e}", shared.dir.0.display()))
+        })?;
         let (admin, stop, tree) = (shared.clone(), stopping.clone(), system.clone());
         tasks.spawn(admin::serve(listener, move |request| {
             let (shared, stop, tree) = (admin.clone(), stop.clone(), tree.clone());
@@ -425,12 +430,16 @@ impl Shared {
         Err(MemberError::Other(format!("the cluster did not let {} in as a server: {last}", self.name())))
     }
 
-    async fn administer(&self, request: AdminRequest, stop: &watch::Sender<Option<bool>>, tree: &System) -> AdminResponse {
+    async fn administer(
+        &self,
+        request: AdminRequest,
+        stop: &watch::Sender<Option<bool>>,
+        tree: &System,
+    ) -> AdminResponse {
         match request {
             AdminRequest::Status => AdminResponse::Ok(self.status()),
-            AdminRequest::Tree => {
-                serde_json::to_value(tree.tree()).map_or_else(|e| AdminResponse::Error(e.to_string()), AdminResponse::Ok)
-            }
+            AdminRequest::Tree => serde_json::to_value(tree.tree())
+                .map_or_else(|e| AdminResponse::Error(e.to_string()), AdminResponse::Ok),
             AdminRequest::Stop { pods } => {
                 stop.send_replace(Some(pods));
                 AdminResponse::Ok(Value::Null)
@@ -476,8 +485,12 @@ impl Shared {
         };
         let identity = authority.issue_client(ADMIN_USER, &[ADMIN_GROUP.into()]).map_err(|e| e.to_string())?;
         let server = format!("https://{api}");
-        let config =
-            Kubeconfig { cluster: &self.node.cluster, server: &server, ca_pem: authority.cert_pem(), identity: &identity };
+        let config = Kubeconfig {
+            cluster: &self.node.cluster,
+            server: &server,
+            ca_pem: authority.cert_pem(),
+            identity: &identity,
+        };
         Ok(render_kubeconfig(&config))
     }
 
@@ -544,7 +557,9 @@ fn found(config: &MemberConfig) -> Result<NodeFile, MemberError> {
     let request = NodeRequest::generate()?;
     let names = [phalanx_transport::server_name(&config.cluster, &config.name), "localhost".into()];
     let mut ips = vec![[127, 0, 0, 1].into()];
-    ips.extend([config.api.ip(), config.transport.ip()].into_iter().filter(|ip| !ip.is_loopback() && !ip.is_unspecified()));
+    ips.extend(
+        [config.api.ip(), config.transport.ip()].into_iter().filter(|ip| !ip.is_loopback() && !ip.is_unspecified()),
+    );
     let issued = authority.sign_node(&request.csr_pem()?, &config.name, &names, &ips)?;
     write_identity(&config.dir, &request.accept(issued))?;
     let member = MemberRecord {

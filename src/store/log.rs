@@ -43,7 +43,8 @@ const GROUP_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The newest entries stay in memory, for replication and for applying, up to this many bytes.
 const TAIL_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of entries that one read returns at most (at least one entry): the size of an append request to a follower.
-pub const APPEND_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// One entry is little over 3 MiB at most, and a frame of the transport 4 MiB.
+pub const APPEND_BYTES_MAX: usize = 3 * 1024 * 1024;
 /// redb's own page cache. Its default of 1 GiB is for databases that are read; this one is written.
 const REDB_CACHE_BYTES: usize = 4 * 1024 * 1024;
 

@@ -412,6 +412,7 @@ mod service;
 mod snapshot;
 mod start;
 mod state;
+mod transport;
 mod types;
 mod watch;
 
@@ -421,5 +422,6 @@ pub use network::{RaftService, RaftTransport, SnapshotBody, TransportError};
 pub use raft::ReplicatedStore;
 pub use start::{ElectionTimings, StartError, StoreConfig};
 pub use state::HistoryLimits;
+pub use transport::QuicTransport;
 pub use types::Peer;
 pub use watch::Watch;

@@ -100,7 +100,8 @@ pub enum Answer {
     Admin(Result<(), Refusal>),
 }
 
-/// A command that was applied by the leader, at this index of the log.
+/// A command that was applied by the leader, at this index of the log. The results of transactions are not sent: they may be
+/// larger than a frame, and the asking server has them itself once it has applied the entry.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Proposed {
     pub index: u64,

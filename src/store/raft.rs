@@ -29,12 +29,14 @@ use super::state::{Command, Response, State};
 use super::types::{Peer, TypeConfig, log_index};
 use super::watch::{Replica, Watch};
 use super::{
-    Consistency, KEY_BYTES_MAX, KeyValue, Leadership, Member, Op, RangeRequest, RangeResult, Revision, Role, ServerId,
-    Store, StoreError, StoreStatus, TXN_BYTES_MAX, TXN_OPS_MAX, Txn, TxnResult,
+    Compare, Consistency, KEY_BYTES_MAX, KeyValue, Leadership, Member, Op, RangeRequest, RangeResult, Revision, Role,
+    ServerId, Store, StoreError, StoreStatus, TXN_BYTES_MAX, TXN_OPS_MAX, Txn, TxnResult,
 };
 
 /// Bytes that one log entry carries at most; [`Store::txn_many`] takes several entries for more.
 const ENTRY_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// What encoding adds to the key and value of an operation, at most.
+const OP_OVERHEAD_BYTES: usize = 32;
 /// Transactions that one log entry carries at most.
 const ENTRY_TXNS_MAX: usize = 4_096;
 /// How long a change of members may take, catching up included.
@@ -151,7 +153,7 @@ impl ReplicatedStore {
     }
 
     /// Add a server that was started and not bootstrapped: first it catches up without a vote, then it votes. May be asked on any
-    /// server and repeated; an id that is a member already gets nothing but its vote.
+    /// server and repeated: a member whose address has changed gets the new one, and its vote if it has none.
     pub async fn add_server(&self, id: ServerId, name: &str, addr: &str) -> Result<(), StoreError> {
         let peer = Peer { id, name: name.to_owned(), addr: addr.to_owned() };
         self.inner.admin(Admin::AddServer(peer)).await
@@ -290,9 +292,8 @@ impl Inner {
                 }
                 Some(leader) => match self.forward(leader, Request::Propose(command.clone()), left).await {
                     Ok(Answer::Proposed(Ok(proposed))) => {
-                        // A success stays one, also when this server is too far behind to see it in time.
-                        let _ = tokio::time::timeout_at(deadline, self.wait_applied(proposed.index)).await;
-                        return Ok(proposed);
+                        let applied = tokio::time::timeout_at(deadline, self.wait_applied(proposed.index)).await;
+                        return self.answer(&command, proposed, matches!(applied, Ok(Ok(()))), deadline_ms);
                     }
                     Ok(Answer::Proposed(Err(refusal))) => refusal,
                     Ok(_) => Refusal::Undecided,
@@ -313,6 +314,23 @@ impl Inner {
             }
             tokio::time::sleep(RETRY_PAUSE.min(left)).await;
         }
+    }
+
+    /// The answer to a forwarded command, read here where it was applied too.
+    fn answer(
+        &self,
+        command: &Command,
+        proposed: Proposed,
+        applied: bool,
+        deadline_ms: u64,
+    ) -> Result<Proposed, StoreError> {
+        let response = match (command, &proposed.response) {
+            (Command::Txns { request, .. }, Response::Nothing) if applied => self.replica.state().answer(request),
+            (Command::Txns { .. }, Response::Nothing) => None,
+            (_, response) => Some(response.clone()),
+        };
+        let response = response.ok_or(StoreError::Unknown { deadline_ms })?;
+        Ok(Proposed { response, ..proposed })
     }
 
     /// Ask the leader. Gives up at once when another server leads: the answer would never come.
@@ -430,8 +448,17 @@ impl Inner {
             Admin::AddServer(peer) => {
                 let id = peer.id;
                 let membership = self.raft.metrics().borrow_watched().membership_config.clone();
-                if membership.membership().get_node(&id).is_none() {
-                    self.raft.add_learner(id, peer, true).await.map_err(refused)?;
+                match membership.membership().get_node(&id) {
+                    None => self.raft.add_learner(id, peer, true).await.map(drop).map_err(refused)?,
+                    Some(known) if known.name != peer.name => {
+                        let reason = format!("server {id} is {} already; an id is never given to another", known.name);
+                        return Err(Refusal::Final(StoreError::Invalid { reason }));
+                    }
+                    Some(known) if *known == peer => {}
+                    Some(_) => {
+                        let moved = ChangeMembers::SetNodes(BTreeMap::from([(id, peer)]));
+                        self.raft.change_membership(moved, true).await.map(drop).map_err(refused)?;
+                    }
                 }
                 if !membership.membership().voter_ids().any(|voter| voter == id) {
                     let changes = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
@@ -582,7 +609,10 @@ fn check(txn: &Txn) -> Result<usize, StoreError> {
     if ops > TXN_OPS_MAX {
         return too_large("number of compares and operations", ops, TXN_OPS_MAX);
     }
-    let mut bytes = 0;
+    let compared = |compare: &Compare| match compare {
+        Compare::ModRevision { key, .. } | Compare::Exists { key } | Compare::Absent { key } => key.len(),
+    };
+    let mut bytes: usize = OP_OVERHEAD_BYTES * ops + txn.compares.iter().map(compared).sum::<usize>();
     for branch in [&txn.success, &txn.failure] {
         let mut written = BTreeSet::new();
         for op in branch {

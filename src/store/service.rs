@@ -6,9 +6,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use openraft::storage::Snapshot;
 
-use super::network::{Answer, RaftService, Request, SnapshotBody, SnapshotHeader, decode, encode};
+use super::network::{Answer, Proposed, RaftService, Request, SnapshotBody, SnapshotHeader, decode, encode};
 use super::raft::Inner;
 use super::snapshot::SnapshotFile;
+use super::state::Response;
 
 /// Does not keep the server alive: a transport may hold it for longer.
 pub struct Service {
@@ -33,7 +34,13 @@ impl RaftService for Service {
             Request::TransferLeader(request) => {
                 Answer::TransferLeader(inner.raft.handle_transfer_leader(request).await.map_err(|e| stopped(&e))?)
             }
-            Request::Propose(command) => Answer::Proposed(inner.propose_here(command).await),
+            Request::Propose(command) => {
+                let proposed = inner.propose_here(command).await;
+                Answer::Proposed(proposed.map(|proposed| match proposed.response {
+                    Response::Txns(_) => Proposed { response: Response::Nothing, ..proposed },
+                    _ => proposed,
+                }))
+            }
             Request::ReadIndex => Answer::ReadIndex(inner.read_index_here().await),
             Request::Admin(admin) => Answer::Admin(inner.admin_here(admin).await),
         };
