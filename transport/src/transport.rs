@@ -43,8 +43,11 @@ const EVENTS_MAX: usize = 4_096;
 /// one, too late for a cluster's failover.
 const INITIAL_RTT: Duration = Duration::from_millis(50);
 
-/// `close` and `abort` give the connections so long to end.
+/// `close` and `abort` give the links so long to report their loss.
 const WIND_DOWN: Duration = Duration::from_secs(1);
+
+/// After that `close` lingers so long, so that a peer which missed the farewell hears it again.
+const LINGER: Duration = Duration::from_millis(100);
 
 /// A message that crosses machines.
 pub trait Remote: Serialize + DeserializeOwned + Send + 'static {
@@ -557,7 +560,7 @@ async fn wind_down(node: Arc<Node>, mut stopping: watch::Receiver<bool>) {
     let _ = timeout(WIND_DOWN, links_gone).await;
     node.endpoint.close(VarInt::from_u32(CloseCode::Closing as u32), b"the node is closing");
     if !node.is_dead() {
-        let _ = timeout(WIND_DOWN, node.endpoint.wait_idle()).await;
+        let _ = timeout(LINGER, node.endpoint.wait_idle()).await;
     }
 }
 
