@@ -6,3 +6,4 @@
 pub mod cluster;
 pub mod control;
 pub mod security;
+pub mod store;
