@@ -3,6 +3,7 @@
 //! `ARCHITECTURE.md` is the map. A module uses those that the map lists above it, never those below.
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod cli;
 pub mod cluster;
 pub mod control;
