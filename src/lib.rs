@@ -1,6 +1,11 @@
 //! Phalanx: an actor-based container orchestrator. Kubernetes on the outside, Erlang/OTP on the inside, one binary.
 //!
-//! `ARCHITECTURE.md` is the map. A module uses those above it in this list, never those below.
+//! `ARCHITECTURE.md` is the map. A module uses those that the map lists above it, never those below.
 #![forbid(unsafe_code)]
 
+pub mod api;
+pub mod control;
+pub mod gateway;
+pub mod registry;
+pub mod security;
 pub mod store;
