@@ -7,5 +7,7 @@ pub mod api;
 pub mod cli;
 pub mod cluster;
 pub mod control;
+pub mod gateway;
+pub mod registry;
 pub mod security;
 pub mod store;
