@@ -2,3 +2,5 @@
 //!
 //! `ARCHITECTURE.md` is the map. A module uses those above it in this list, never those below.
 #![forbid(unsafe_code)]
+
+pub mod runtime;
