@@ -1,6 +1,9 @@
 //! Phalanx: an actor-based container orchestrator. Kubernetes on the outside, Erlang/OTP on the inside, one binary.
 //!
-//! `ARCHITECTURE.md` is the map. A module uses those above it in this list, never those below.
+//! `ARCHITECTURE.md` is the map. A module uses those that the map lists above it, never those below.
 #![forbid(unsafe_code)]
 
+pub mod cluster;
+pub mod control;
 pub mod runtime;
+pub mod security;

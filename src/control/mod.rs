@@ -1,0 +1,6 @@
+//! The leader's side of the cluster: leases of nodes, their sessions, failover.
+//!
+//! Must never decide placement (that is `scheduler`) or touch containers (that is `node`). Assembled by `cluster`.
+
+pub mod lease;
+pub mod renewal;
