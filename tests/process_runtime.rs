@@ -145,7 +145,7 @@ async fn the_exit_code_or_the_signal_is_reported() {
 #[tokio::test]
 async fn output_environment_and_working_directory_are_the_containers_own() {
     let node = Node::new();
-    let script = r#"echo "$GREETING from $HOSTNAME on $HOST"; echo oops >&2; pwd; grep SigBlk /proc/self/status; printf unfinished"#;
+    let script = r#"echo "$GREETING from $HOSTNAME on $HOST"; echo oops >&2; pwd; grep SigBlk /proc/$$/status; printf unfinished"#;
     let exit = node.start("c", script).await.wait().await;
     assert_eq!(exit.code, 0);
     let dir = node.dir.path().canonicalize().unwrap();
@@ -301,9 +301,9 @@ async fn a_container_that_lost_its_shim_while_no_agent_ran_is_ended_on_adoption(
 #[tokio::test]
 async fn sigterm_reaches_the_whole_process_group() {
     let node = Node::new();
-    let script = "sh -c 'trap \"echo child got it; exit 0\" TERM; echo ready; while :; do sleep 0.01; done' & trap 'wait; exit 9' TERM; wait";
+    let script = "sh -c 'trap \"echo child got it; exit 0\" TERM; echo ready; while :; do sleep 0.01; done' & sleep 0.2; trap 'wait; exit 9' TERM; echo parent ready; wait";
     let container = node.start("c", script).await;
-    node.printed("c", "ready").await;
+    node.printed("c", "parent ready").await;
     container.signal(15).await.unwrap();
     assert_eq!(container.wait().await.code, 9);
     assert!(node.log("c", "stdout").contains("child got it"));

@@ -99,7 +99,11 @@ fn run(dir: &Path) -> io::Result<()> {
     listener.set_nonblocking(true)?;
 
     let log = LogFile::open(&spec.log_path, Rotation::default());
-    match start(&spec) {
+    // A child inherits the signal mask: not this one. What arrives meanwhile is found by the first `reap`.
+    watched.thread_unblock()?;
+    let started = start(&spec);
+    watched.thread_block()?;
+    match started {
         Ok((child, stdout, stderr)) => {
             let me = std::process::id() as i32;
             let state = State {
@@ -278,6 +282,7 @@ impl Shim {
     /// Serves until the main process ends, then ends what it left behind, and reports.
     fn hold(mut self) -> io::Result<()> {
         let mut buffer = vec![0; READ_BYTES];
+        self.reap();
         while self.main_exit.is_none() {
             self.turn(PollTimeout::NONE, &mut buffer)?;
         }
