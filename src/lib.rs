@@ -9,5 +9,6 @@ pub mod cluster;
 pub mod control;
 pub mod gateway;
 pub mod registry;
+pub mod runtime;
 pub mod security;
 pub mod store;
