@@ -7,7 +7,7 @@ use crate::core::supervisor::{Action, Asker, Child, ChildState, Event, Inc, Key,
 use crate::error::ChildError;
 use crate::exit::Exit;
 use crate::inspect::{Kind, TreeEvent};
-use crate::panic::{drop_guarded, guarded};
+use crate::panic::{drop_guarded, guarded, take_drop_panic};
 use crate::pid::{Entered, KILL, Pid, STOP};
 use crate::shell::{ExitGuard, Report, Reporter};
 use crate::spec::{ChildSpec, Start, Strategy, SupervisorSpec};
@@ -315,6 +315,8 @@ impl Driver {
                 self.system.registry.forget(&path);
                 self.system.event(|| TreeEvent::Stopped { path });
                 drop_guarded(data);
+                // Not a panic of anyone who could exit with it.
+                take_drop_panic();
             }
             Action::Timer { timer, after } => {
                 self.timers.insert((Instant::now() + after, self.next_timer), timer);
