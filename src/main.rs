@@ -1,4 +1,8 @@
 //! The one binary: every role and command is a subcommand of it.
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    phalanx::cli::main()
+}

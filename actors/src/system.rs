@@ -159,6 +159,12 @@ impl System {
         self.inner.lookup(path)
     }
 
+    /// The supervisor that runs at a path now: how an actor reaches a dynamic supervisor that is its sibling.
+    pub fn supervisor(&self, path: &str) -> Option<SupervisorRef> {
+        let handle = self.inner.registry.inbox(path)?.downcast::<SupervisorRef>().ok()?;
+        Some(SupervisorRef::clone(&handle))
+    }
+
     /// A reference to whoever runs at a path whenever it is used.
     pub fn named<A: Actor>(&self, path: &str) -> Named<A> {
         Named::new(path, self.inner.clone())

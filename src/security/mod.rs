@@ -6,7 +6,6 @@
 
 mod authority;
 mod files;
-pub mod join;
 mod kubeconfig;
 mod token;
 

@@ -5,6 +5,7 @@ use std::{future::Future, io, net::SocketAddr, sync::Arc, thread, time::Duration
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use phalanx_actors::{Handler, Message, Named};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, VarInt};
 use rustls::pki_types::CertificateDer;
 use serde::{Serialize, de::DeserializeOwned};
@@ -31,7 +32,7 @@ use crate::{
     network::{ClosedSocket, DriverRuntime},
     outbox::PushError,
     peer::Counters,
-    registry::{Call, Failure},
+    registry::{Call, Failure, Outcome},
     stream::{RecvStream, SendStream},
     tls::{Tls, check_names},
 };
@@ -43,8 +44,11 @@ const EVENTS_MAX: usize = 4_096;
 /// one, too late for a cluster's failover.
 const INITIAL_RTT: Duration = Duration::from_millis(50);
 
-/// `close` and `abort` give the connections so long to end.
+/// `close` and `abort` give the links so long to report their loss.
 const WIND_DOWN: Duration = Duration::from_secs(1);
+
+/// After that `close` lingers so long, so that a peer which missed the farewell hears it again.
+const LINGER: Duration = Duration::from_millis(100);
 
 /// A message that crosses machines.
 pub trait Remote: Serialize + DeserializeOwned + Send + 'static {
@@ -272,9 +276,47 @@ impl Transport {
                     let message = rmp_serde::from_slice(&body).map_err(|e| Failure::BadMessage(e.to_string()))?;
                     let reply = f(peer, message).await.map_err(Failure::Failed)?;
                     match call {
-                        Call::Ask { .. } => rmp_serde::to_vec(&reply)
-                            .map_err(|e| Failure::Failed(format!("cannot encode the reply: {e}"))),
+                        Call::Ask { .. } => encode_reply(&reply),
                         Call::Tell => Ok(vec![]),
+                    }
+                })
+            }),
+        );
+    }
+
+    /// Lets peers (and this node) tell and ask `M` to a local actor at `path`, whichever incarnation of it runs. Tells wait
+    /// for room in its mailbox, and so in time for the sender; without an incarnation they are dropped, and an ask is
+    /// [`AskError::NoProc`]. A monitor on `path` reports the exit of the incarnation that ran when it was set. Expose one
+    /// actor for each path; several messages of it are several calls.
+    pub fn expose<A, M>(&self, path: &str, actor: Named<A>)
+    where
+        A: Handler<M>,
+        M: Remote + Message<Reply = <M as Remote>::Reply>,
+    {
+        let living = actor.clone();
+        self.node.registry.set_life(
+            path,
+            Arc::new(move || {
+                let pid = living.resolve()?.pid();
+                Some(Box::pin(async move { pid.exited().await }))
+            }),
+        );
+        self.node.registry.serve(
+            path,
+            (M::NAME, M::VERSION),
+            Arc::new(move |_, body, call| {
+                let actor = actor.clone();
+                Box::pin(async move {
+                    let message: M = rmp_serde::from_slice(&body).map_err(|e| Failure::BadMessage(e.to_string()))?;
+                    match call {
+                        Call::Ask { deadline } => {
+                            let reply = actor.ask_timeout(message, deadline).await.map_err(Failure::from)?;
+                            encode_reply(&reply)
+                        }
+                        Call::Tell => match actor.send(message).await {
+                            Ok(()) => Ok(vec![]),
+                            Err(_) => Err(Failure::NoProc),
+                        },
                     }
                 })
             }),
@@ -300,9 +342,9 @@ impl Transport {
         self.node.registry.serve_datagram(path, Arc::new(f));
     }
 
-    /// Serves nothing at `path` any more; monitors on it fire with `Exit`.
+    /// Serves nothing at `path` any more; monitors on it fire with `Exit::Shutdown`.
     pub fn unserve(&self, path: &str) {
-        self.node.registry.unserve(path, "not served any more".into());
+        self.node.registry.unserve(path);
     }
 
     /// Sends `msg` to `path` on `node` and waits for its answer, for `deadline` at most. Waits for a connection if there
@@ -413,9 +455,9 @@ impl Transport {
         Ok(())
     }
 
-    /// Watches `path` on `node` from now on. The future resolves exactly once: with `NoProc` if nothing is served there,
-    /// with `Exit` when what is served there ends, with `NoConnection` when the connection is lost for any reason or
-    /// there is none now.
+    /// Watches `path` on `node` from now on. The future resolves exactly once: with `Exit::NoProc` if nothing is served
+    /// there (or the exposed actor does not run), with its exit when it ends, with `Exit::NoConnection` when the connection
+    /// is lost for any reason or there is none now.
     pub fn monitor(&self, node: &str, path: &str) -> Monitor {
         let monitor = |fired, cancel| Monitor { node: node.into(), path: path.into(), fired, cancel };
         if self.is_own(node) {
@@ -501,6 +543,10 @@ impl Transport {
     }
 }
 
+fn encode_reply(reply: &impl Serialize) -> Outcome {
+    rmp_serde::to_vec(reply).map_err(|e| Failure::Failed(format!("cannot encode the reply: {e}")))
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         if self.node.is_running() {
@@ -557,7 +603,7 @@ async fn wind_down(node: Arc<Node>, mut stopping: watch::Receiver<bool>) {
     let _ = timeout(WIND_DOWN, links_gone).await;
     node.endpoint.close(VarInt::from_u32(CloseCode::Closing as u32), b"the node is closing");
     if !node.is_dead() {
-        let _ = timeout(WIND_DOWN, node.endpoint.wait_idle()).await;
+        let _ = timeout(LINGER, node.endpoint.wait_idle()).await;
     }
 }
 

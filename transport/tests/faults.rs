@@ -4,7 +4,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use phalanx_transport::{Direction, DownReason, PeerEvent, Target, Transport};
+use phalanx_transport::{Direction, Exit, PeerEvent, Target, Transport};
 use support::*;
 use tokio::sync::mpsc;
 
@@ -37,7 +37,7 @@ async fn a_cut_peer_is_down_exactly_once_and_up_again_when_healed() {
     let (mut at_a, mut at_b) = (a.events(), b.events());
     let monitor = a.monitor("b", "echo");
     a.faults().cut("b", Direction::Both);
-    assert_eq!(within(monitor).await.reason, DownReason::NoConnection);
+    assert_eq!(within(monitor).await.reason, Exit::NoConnection);
     assert!(is_down(&event(&mut at_a, |_| true).await));
     assert!(is_down(&event(&mut at_b, |_| true).await));
     // Dialed in vain meanwhile.

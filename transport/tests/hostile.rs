@@ -39,10 +39,9 @@ impl Evil {
     /// Connects and says a proper hello.
     async fn welcomed(ca: &Ca, to: &Transport) -> (Self, SendStream, RecvStream) {
         let evil = Self::connect(ca, to).await;
-        let (mut send, mut recv) = evil.say(&hello(1, 1, CLUSTER, "evil")).await;
+        let (send, mut recv) = evil.say(&hello(1, 1, CLUSTER, "evil")).await;
         let mut welcome = [0; 6];
         within(recv.read_exact(&mut welcome)).await.expect("welcomed");
-        send.set_priority(0).expect("open");
         (evil, send, recv)
     }
 

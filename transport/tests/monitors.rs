@@ -2,7 +2,7 @@
 
 mod support;
 
-use phalanx_transport::{Direction, Down, DownReason};
+use phalanx_transport::{Direction, Down, Exit};
 use support::*;
 
 #[tokio::test]
@@ -10,7 +10,7 @@ async fn what_is_not_served_is_no_proc() {
     let (_ca, a, b) = pair().await;
     for node in ["a", "b"] {
         let down = within(a.monitor(node, "nothing")).await;
-        let expected = Down { node: node.into(), path: "nothing".into(), reason: DownReason::NoProc };
+        let expected = Down { node: node.into(), path: "nothing".into(), reason: Exit::NoProc };
         assert_eq!(down, expected);
     }
     close(&[&a, &b]).await;
@@ -27,7 +27,7 @@ async fn what_is_unserved_has_exited() {
     a.unserve("echo");
     b.unserve("echo");
     for monitor in monitors {
-        assert!(matches!(within(monitor).await.reason, DownReason::Exit(_)));
+        assert!(matches!(within(monitor).await.reason, Exit::Shutdown));
     }
     close(&[&a, &b]).await;
 }
@@ -36,7 +36,7 @@ async fn what_is_unserved_has_exited() {
 async fn without_a_connection_it_is_no_connection_at_once() {
     let ca = Ca::new();
     let a = ca.start("a", 1);
-    assert_eq!(within(a.monitor("b", "echo")).await.reason, DownReason::NoConnection);
+    assert_eq!(within(a.monitor("b", "echo")).await.reason, Exit::NoConnection);
     close(&[&a]).await;
 }
 
@@ -53,7 +53,7 @@ async fn ten_thousand_monitors_fire_once_each_when_their_node_is_lost() {
     let monitors: Vec<_> = (0..10_000).map(|_| a.monitor("b", "echo")).collect();
     a.faults().cut("b", Direction::Both);
     for monitor in monitors {
-        assert_eq!(within(monitor).await.reason, DownReason::NoConnection);
+        assert_eq!(within(monitor).await.reason, Exit::NoConnection);
     }
     close(&[&a, &b]).await;
 }
@@ -66,7 +66,7 @@ async fn a_dropped_monitor_is_forgotten_and_the_others_stay() {
     drop(dropped);
     within(a.monitor("b", "nothing")).await;
     b.unserve("echo");
-    assert!(matches!(within(kept).await.reason, DownReason::Exit(_)));
+    assert!(matches!(within(kept).await.reason, Exit::Shutdown));
     close(&[&a, &b]).await;
 }
 
@@ -78,6 +78,6 @@ async fn a_monitor_of_a_restarted_node_is_no_connection_not_the_new_incarnations
     let b2 = ca.start("b", 2);
     serve_echo(&b2, "echo");
     b2.set_peer("a", a.local_addr());
-    assert_eq!(within(monitor).await.reason, DownReason::NoConnection);
+    assert_eq!(within(monitor).await.reason, Exit::NoConnection);
     close(&[&a, &b, &b2]).await;
 }

@@ -5,7 +5,7 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use phalanx_transport::{AskError, DownReason, RecvStream, SendStream, Transport};
+use phalanx_transport::{AskError, Exit, RecvStream, SendStream, Transport};
 use support::*;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -109,7 +109,7 @@ async fn asks_monitors_and_datagrams_pass_bodies_that_nobody_reads() {
     // Ordered after it on the same lane, so once this is answered the first is set.
     within(a.monitor("b", "nothing")).await;
     b.unserve("echo");
-    assert!(matches!(within(monitor).await.reason, DownReason::Exit(_)));
+    assert!(matches!(within(monitor).await.reason, Exit::Shutdown));
     let (sender, mut got) = mpsc::unbounded_channel();
     b.serve_datagram("d", move |_, body| {
         let _ = sender.send(body);
