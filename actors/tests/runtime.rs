@@ -425,6 +425,41 @@ fn a_panicking_owner_kills_its_subtree_and_a_restarted_one_builds_it_again() {
 }
 
 #[test]
+fn a_supervisor_is_found_by_its_path_and_not_taken_for_an_actor() {
+    simulated(|system| async move {
+        let log = Log::default();
+        let pods = ChildSpec::supervisor("pods", || SupervisorSpec::new("", Strategy::Dynamic));
+        let spec = SupervisorSpec::new("agent", Strategy::RestForOne).unlimited().child(pods).child(probe("a", &log));
+        system.start(spec).await.expect("started");
+        let pods = system.supervisor("agent/pods").expect("found");
+        pods.start_child(probe("web", &log)).await.expect("up");
+        assert!(system.whereis("agent/pods/web").is_some());
+        assert!(system.supervisor("agent/a").is_none() && system.supervisor("agent/none").is_none());
+        assert!(system.lookup::<Probe>("agent/pods").is_none());
+        pods.pid().kill();
+        assert_eq!(pods.exited().await, Exit::Killed);
+        let again = reborn(&system, "agent/pods", &pods.pid()).await;
+        assert_eq!(system.supervisor("agent/pods").expect("found").pid(), again);
+        assert_eq!(pods.start_child(probe("web", &log)).await, Err(ChildError::SupervisorDown));
+        system.shutdown().await;
+    });
+}
+
+#[test]
+fn a_panic_in_drop_spoils_an_end_in_order() {
+    simulated(|system| async move {
+        struct Full(#[allow(dead_code)] Bomb);
+        impl Actor for Full {}
+        let child = ChildSpec::actor("f", || Full(Bomb)).restart(Restart::Temporary);
+        system.start(SupervisorSpec::new("s", Strategy::OneForOne).child(child)).await.expect("started");
+        let pid = system.whereis("s/f").expect("f");
+        pid.stop(Exit::Normal);
+        assert!(matches!(pid.exited().await, Exit::Panic { message, .. } if message == "bomb"));
+        system.shutdown().await;
+    });
+}
+
+#[test]
 fn two_subtrees_of_one_name_end_their_owner_with_a_sentence() {
     simulated(|system| async move {
         let any = any(&system).await;
