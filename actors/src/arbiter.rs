@@ -108,6 +108,11 @@ impl Arbiter {
         }
     }
 
+    /// Whether there is a thread to wait for; not so in local mode.
+    pub(crate) fn has_thread(&self) -> bool {
+        self.ended.lock().is_some()
+    }
+
     /// The thread ends, and all its actors are dropped.
     pub(crate) fn stop(&self) {
         let _ = self.stop.send(true);

@@ -200,7 +200,12 @@ impl System {
         for arbiter in &self.inner.arbiters {
             arbiter.stop();
         }
-        let arbiters = self.inner.arbiters.clone();
+        let mut arbiters = self.inner.arbiters.clone();
+        // In simulated time no other thread may have a say in what happens when.
+        arbiters.retain(|arbiter| arbiter.has_thread());
+        if arbiters.is_empty() {
+            return;
+        }
         // Joining blocks, and the caller may share its thread with others.
         let _ = tokio::task::spawn_blocking(move || arbiters.iter().for_each(|arbiter| arbiter.join())).await;
     }
