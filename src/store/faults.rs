@@ -29,9 +29,7 @@ impl StoreFaults {
 
     pub(super) fn check_write(&self) -> io::Result<()> {
         match self.disk_full.load(Ordering::SeqCst) {
-            true => Err(io::Error::from_raw_os_error(
-                nix::errno::Errno::ENOSPC as i32,
-            )),
+            true => Err(io::Error::from_raw_os_error(nix::errno::Errno::ENOSPC as i32)),
             false => Ok(()),
         }
     }

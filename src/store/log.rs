@@ -43,7 +43,8 @@ const GROUP_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The newest entries stay in memory, for replication and for applying, up to this many bytes.
 const TAIL_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Bytes of entries that one read returns at most (at least one entry): the size of an append request to a follower.
-pub const APPEND_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// One entry is little over 3 MiB at most, and a frame of the transport 4 MiB.
+pub const APPEND_BYTES_MAX: usize = 3 * 1024 * 1024;
 /// redb's own page cache. Its default of 1 GiB is for databases that are read; this one is written.
 const REDB_CACHE_BYTES: usize = 4 * 1024 * 1024;
 
@@ -120,10 +121,8 @@ impl LogStore {
     /// Open or create the file. Blocking: call it where that is allowed.
     pub fn open(path: &Path, faults: StoreFaults) -> Result<LogStore, OpenError> {
         let damaged = |error: &dyn std::fmt::Display| OpenError::Damaged(error.to_string());
-        let database = Database::builder()
-            .set_cache_size(REDB_CACHE_BYTES)
-            .create(path)
-            .map_err(|error| match error {
+        let database =
+            Database::builder().set_cache_size(REDB_CACHE_BYTES).create(path).map_err(|error| match error {
                 redb::DatabaseError::DatabaseAlreadyOpen => OpenError::InUse,
                 error => damaged(&error),
             })?;
@@ -217,11 +216,7 @@ impl Shared {
     fn read_disk(&self, start: u64, end: u64, bytes_max: usize) -> io::Result<Vec<Entry>> {
         let database = self.database.read();
         let database = database.as_ref().ok_or_else(closed)?;
-        let table = database
-            .begin_read()
-            .map_err(broken)?
-            .open_table(LOG)
-            .map_err(broken)?;
+        let table = database.begin_read().map_err(broken)?.open_table(LOG).map_err(broken)?;
         let mut entries = Vec::new();
         let mut bytes = 0;
         for row in table.range(start..end).map_err(broken)? {
@@ -268,8 +263,7 @@ fn load(database: &Database) -> io::Result<Tail> {
             tail.flushed = index.value();
         }
         tail.bytes += encoded.value().len();
-        tail.entries
-            .insert(index.value(), (entry, encoded.value().len()));
+        tail.entries.insert(index.value(), (entry, encoded.value().len()));
     }
     Ok(tail)
 }
@@ -302,24 +296,14 @@ fn write_all(shared: &Shared, mut jobs: mpsc::Receiver<Job>) {
 
 impl Job {
     fn bytes(&self) -> usize {
-        if let Job::Append { bytes, .. } = self {
-            *bytes
-        } else {
-            0
-        }
+        if let Job::Append { bytes, .. } = self { *bytes } else { 0 }
     }
 
     fn answer(self, result: &io::Result<()>) {
-        let result = result
-            .as_ref()
-            .copied()
-            .map_err(|error| io::Error::new(error.kind(), error.to_string()));
+        let result = result.as_ref().copied().map_err(|error| io::Error::new(error.kind(), error.to_string()));
         match self {
             Job::Append { done, .. } => done.io_completed(result),
-            Job::Vote(_, done)
-            | Job::TruncateFrom(_, done)
-            | Job::Purge { done, .. }
-            | Job::Close(done) => {
+            Job::Vote(_, done) | Job::TruncateFrom(_, done) | Job::Purge { done, .. } | Job::Close(done) => {
                 // Whoever asked is gone when the server is being stopped.
                 let _ = done.send(result);
             }
@@ -344,16 +328,10 @@ impl Shared {
 
     fn fail(&self, what: &str, error: &io::Error) {
         let disk_full = error.kind() == io::ErrorKind::StorageFull;
-        let advice = if disk_full {
-            "free some space"
-        } else {
-            "look at the disk"
-        };
+        let advice = if disk_full { "free some space" } else { "look at the disk" };
         let reason = format!("{what} failed ({error}); {advice} and start this server again");
         tracing::error!(reason, "the store is read-only");
-        self.failed
-            .lock()
-            .get_or_insert(Failure { disk_full, reason });
+        self.failed.lock().get_or_insert(Failure { disk_full, reason });
     }
 
     fn write_group(&self, group: &[Job]) -> io::Result<()> {
@@ -362,17 +340,14 @@ impl Shared {
         let database = database.as_ref().ok_or_else(closed)?;
         let committed = self.committed.lock().take();
         let mut write = database.begin_write().map_err(broken)?;
-        write
-            .set_durability(redb::Durability::Immediate)
-            .map_err(broken)?;
+        write.set_durability(redb::Durability::Immediate).map_err(broken)?;
         let mut last = None;
         let mut grown = 0;
         {
             let mut log = write.open_table(LOG).map_err(broken)?;
             let mut meta = write.open_table(META).map_err(broken)?;
             if let Some(committed) = committed {
-                meta.insert(COMMITTED, committed.as_slice())
-                    .map_err(broken)?;
+                meta.insert(COMMITTED, committed.as_slice()).map_err(broken)?;
             }
             for job in group {
                 match job {
@@ -428,10 +403,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     // Applying reads this way; a long catch-up must not be in memory at once.
-    async fn entries_stream<RB>(
-        &mut self,
-        range: RB,
-    ) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + OptionalSend
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
@@ -458,10 +430,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
         let tail = self.shared.tail.lock();
-        Ok(LogState {
-            last_purged_log_id: tail.purged,
-            last_log_id: tail.last,
-        })
+        Ok(LogState { last_purged_log_id: tail.purged, last_log_id: tail.last })
     }
 
     async fn get_log_reader(&mut self) -> LogStore {
@@ -501,16 +470,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             let mut tail = self.shared.tail.lock();
             tail.bytes += row.len();
             tail.last = Some(entry.log_id);
-            tail.entries
-                .insert(entry.log_id.index, (entry.clone(), row.len()));
+            tail.entries.insert(entry.log_id.index, (entry.clone(), row.len()));
             encoded.push((entry.log_id.index, row));
         }
         self.shared.tail.lock().shrink();
-        let job = Job::Append {
-            entries: encoded,
-            bytes,
-            done: callback,
-        };
+        let job = Job::Append { entries: encoded, bytes, done: callback };
         self.queue.send(job).await.map_err(|_| closed())
     }
 
@@ -538,12 +502,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             let removed = std::mem::replace(&mut tail.entries, kept);
             tail.bytes -= removed.values().map(|(_, size)| size).sum::<usize>();
         }
-        self.write(|done| Job::Purge {
-            upto: upto.index,
-            position,
-            done,
-        })
-        .await?;
+        self.write(|done| Job::Purge { upto: upto.index, position, done }).await?;
         Ok(())
     }
 }
@@ -588,12 +547,7 @@ fn encode(value: &impl Serialize) -> io::Result<Vec<u8>> {
 }
 
 fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
-    let damaged = |error| {
-        io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("a damaged entry in the log: {error}"),
-        )
-    };
+    let damaged = |error| io::Error::new(io::ErrorKind::InvalidData, format!("a damaged entry in the log: {error}"));
     rmp_serde::from_slice(bytes).map_err(damaged)
 }
 

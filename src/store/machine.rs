@@ -15,9 +15,7 @@ use super::ServerId;
 use super::log::LogStore;
 use super::snapshot::{self, SnapshotDir, SnapshotFile};
 use super::state::{Image, Response};
-use super::types::{
-    CommittedLeaderId, LogId, Peer, SnapshotMeta, StoredMembership, TypeConfig, log_index,
-};
+use super::types::{CommittedLeaderId, LogId, Peer, SnapshotMeta, StoredMembership, TypeConfig, log_index};
 use super::watch::Replica;
 
 pub struct Machine {
@@ -50,10 +48,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         let (snapshots, meta) = (self.snapshots.clone(), self.meta.clone());
         let written = blocking(move || snapshots.write(meta, &image)).await;
         let file = written.inspect_err(|error| self.log.fail("writing a snapshot", error))?;
-        Ok(Snapshot {
-            meta: file.meta.clone(),
-            snapshot: file,
-        })
+        Ok(Snapshot { meta: file.meta.clone(), snapshot: file })
     }
 }
 
@@ -93,66 +88,35 @@ impl RaftStateMachine<TypeConfig> for Machine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        let meta = SnapshotMeta {
-            last_log_id: self.last_applied,
-            last_membership: self.membership.clone(),
-        };
+        let meta = SnapshotMeta { last_log_id: self.last_applied, last_membership: self.membership.clone() };
         let image = Some(self.replica.state().image());
-        Builder {
-            meta,
-            image,
-            snapshots: self.snapshots.clone(),
-            log: self.log.clone(),
-        }
+        Builder { meta, image, snapshots: self.snapshots.clone(), log: self.log.clone() }
     }
 
-    async fn install_snapshot(
-        &mut self,
-        meta: &SnapshotMeta,
-        file: SnapshotFile,
-    ) -> io::Result<()> {
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, file: SnapshotFile) -> io::Result<()> {
         let (snapshots, wanted) = (self.snapshots.clone(), meta.clone());
         let installed = blocking(move || {
-            let received = snapshots
-                .current()
-                .is_none_or(|current| current.path != file.path);
-            let path = if received {
-                snapshots.adopt(&file.path)?.path
-            } else {
-                file.path
-            };
+            let received = snapshots.current().is_none_or(|current| current.path != file.path);
+            let path = if received { snapshots.adopt(&file.path)?.path } else { file.path };
             let (found, image) = snapshot::read(&path)?;
             if found != wanted {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "the snapshot is not the one announced",
-                ));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "the snapshot is not the one announced"));
             }
             Ok(image)
         });
-        let image = installed
-            .await
-            .inspect_err(|error| self.log.fail("installing a snapshot", error))?;
+        let image = installed.await.inspect_err(|error| self.log.fail("installing a snapshot", error))?;
         self.replica.install(image);
         self.last_applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
-        self.applied
-            .send_replace(log_index(meta.last_log_id).unwrap_or(0));
+        self.applied.send_replace(log_index(meta.last_log_id).unwrap_or(0));
         Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<RaftSnapshot>> {
-        Ok(self.snapshots.current().map(|file| Snapshot {
-            meta: file.meta.clone(),
-            snapshot: file,
-        }))
+        Ok(self.snapshots.current().map(|file| Snapshot { meta: file.meta.clone(), snapshot: file }))
     }
 }
 
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| io::Error::other("the runtime is shutting down"))?
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| io::Error::other("the runtime is shutting down"))?
 }

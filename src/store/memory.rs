@@ -33,10 +33,7 @@ impl MemoryNetwork {
 
     /// What the server `id` is started with.
     pub fn transport(&self, id: ServerId) -> Arc<dyn RaftTransport> {
-        Arc::new(MemoryTransport {
-            id,
-            network: Arc::downgrade(&self.state),
-        })
+        Arc::new(MemoryTransport { id, network: Arc::downgrade(&self.state) })
     }
 
     /// Lose everything between `id` and `others`, both ways, until [`MemoryNetwork::heal`].
@@ -64,18 +61,14 @@ struct MemoryTransport {
 
 impl MemoryTransport {
     fn passes(&self, from: ServerId, to: ServerId) -> bool {
-        self.network
-            .upgrade()
-            .is_some_and(|network| !network.lock().cut.contains(&(from, to)))
+        self.network.upgrade().is_some_and(|network| !network.lock().cut.contains(&(from, to)))
     }
 
     fn service(&self, peer: &Peer) -> Result<Arc<dyn RaftService>, TransportError> {
         let network = self.network.upgrade();
         let service = network.and_then(|network| network.lock().services.get(&peer.id).cloned());
-        let unreachable = || TransportError::Unreachable {
-            peer: peer.name.clone(),
-            reason: "it is not running".to_owned(),
-        };
+        let unreachable =
+            || TransportError::Unreachable { peer: peer.name.clone(), reason: "it is not running".to_owned() };
         service.ok_or_else(unreachable)
     }
 
@@ -85,10 +78,7 @@ impl MemoryTransport {
         deadline: Duration,
         exchange: impl Future<Output = Result<Bytes, String>>,
     ) -> Result<Bytes, TransportError> {
-        let lost = |reason| TransportError::Lost {
-            peer: peer.name.clone(),
-            reason,
-        };
+        let lost = |reason| TransportError::Lost { peer: peer.name.clone(), reason };
         let limited = async {
             if !self.passes(self.id, peer.id) {
                 return std::future::pending().await;
@@ -101,10 +91,7 @@ impl MemoryTransport {
         };
         match tokio::time::timeout(deadline, limited).await {
             Ok(answer) => answer.map_err(lost),
-            Err(_) => Err(lost(format!(
-                "no answer within {} ms",
-                deadline.as_millis()
-            ))),
+            Err(_) => Err(lost(format!("no answer within {} ms", deadline.as_millis()))),
         }
     }
 }
@@ -123,12 +110,7 @@ impl RaftTransport for MemoryTransport {
         }
     }
 
-    async fn call(
-        &self,
-        peer: &Peer,
-        request: Bytes,
-        deadline: Duration,
-    ) -> Result<Bytes, TransportError> {
+    async fn call(&self, peer: &Peer, request: Bytes, deadline: Duration) -> Result<Bytes, TransportError> {
         let service = self.service(peer)?;
         self.exchange(peer, deadline, service.call(request)).await
     }
@@ -141,7 +123,6 @@ impl RaftTransport for MemoryTransport {
         deadline: Duration,
     ) -> Result<Bytes, TransportError> {
         let service = self.service(peer)?;
-        self.exchange(peer, deadline, service.snapshot(header, body))
-            .await
+        self.exchange(peer, deadline, service.snapshot(header, body)).await
     }
 }

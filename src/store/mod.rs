@@ -73,11 +73,7 @@ pub struct RangeRequest {
 impl RangeRequest {
     /// All keys that begin with `prefix`.
     pub fn prefix(prefix: &str) -> RangeRequest {
-        RangeRequest {
-            start: prefix.to_owned(),
-            end: prefix_end(prefix),
-            ..RangeRequest::default()
-        }
+        RangeRequest { start: prefix.to_owned(), end: prefix_end(prefix), ..RangeRequest::default() }
     }
 
     /// At most `limit` keys.
@@ -104,11 +100,7 @@ pub fn prefix_end(prefix: &str) -> String {
     let mut end = prefix.to_owned();
     while let Some(last) = end.pop() {
         // The order of code points is the order of their UTF-8 bytes; surrogates are no characters and are stepped over.
-        let next = if last == '\u{D7FF}' {
-            Some('\u{E000}')
-        } else {
-            char::from_u32(u32::from(last) + 1)
-        };
+        let next = if last == '\u{D7FF}' { Some('\u{E000}') } else { char::from_u32(u32::from(last) + 1) };
         if let Some(next) = next {
             end.push(next);
             return end;
@@ -145,10 +137,7 @@ impl Txn {
         Txn {
             compares: vec![Compare::Absent { key: key.clone() }],
             failure: vec![Op::Get { key: key.clone() }],
-            success: vec![Op::Put {
-                key,
-                value: value.into(),
-            }],
+            success: vec![Op::Put { key, value: value.into() }],
         }
     }
 
@@ -156,15 +145,9 @@ impl Txn {
     pub fn replace(key: impl Into<String>, value: impl Into<Bytes>, revision: Revision) -> Txn {
         let key = key.into();
         Txn {
-            compares: vec![Compare::ModRevision {
-                key: key.clone(),
-                equals: revision,
-            }],
+            compares: vec![Compare::ModRevision { key: key.clone(), equals: revision }],
             failure: vec![Op::Get { key: key.clone() }],
-            success: vec![Op::Put {
-                key,
-                value: value.into(),
-            }],
+            success: vec![Op::Put { key, value: value.into() }],
         }
     }
 
@@ -172,10 +155,7 @@ impl Txn {
     pub fn remove(key: impl Into<String>, revision: Revision) -> Txn {
         let key = key.into();
         Txn {
-            compares: vec![Compare::ModRevision {
-                key: key.clone(),
-                equals: revision,
-            }],
+            compares: vec![Compare::ModRevision { key: key.clone(), equals: revision }],
             failure: vec![Op::Get { key: key.clone() }],
             success: vec![Op::Delete { key }],
         }
@@ -183,21 +163,12 @@ impl Txn {
 
     /// Write `key` whatever is there.
     pub fn put(key: impl Into<String>, value: impl Into<Bytes>) -> Txn {
-        Txn {
-            success: vec![Op::Put {
-                key: key.into(),
-                value: value.into(),
-            }],
-            ..Txn::default()
-        }
+        Txn { success: vec![Op::Put { key: key.into(), value: value.into() }], ..Txn::default() }
     }
 
     /// Remove `key` if it is there.
     pub fn delete(key: impl Into<String>) -> Txn {
-        Txn {
-            success: vec![Op::Delete { key: key.into() }],
-            ..Txn::default()
-        }
+        Txn { success: vec![Op::Delete { key: key.into() }], ..Txn::default() }
     }
 }
 
@@ -249,16 +220,9 @@ impl TxnResult {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OpResponse {
-    Put {
-        kv: KeyValue,
-        prev: Option<KeyValue>,
-    },
-    Delete {
-        prev: Option<KeyValue>,
-    },
-    Get {
-        kv: Option<KeyValue>,
-    },
+    Put { kv: KeyValue, prev: Option<KeyValue> },
+    Delete { prev: Option<KeyValue> },
+    Get { kv: Option<KeyValue> },
 }
 
 /// Who leads, as this server knows it.
@@ -344,9 +308,7 @@ pub struct WatchBatch {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum WatchError {
     /// The events it would need next were dropped from history: it was too slow.
-    #[error(
-        "the watch fell behind: it needs revision {wanted}, and the history begins at {oldest}; list again"
-    )]
+    #[error("the watch fell behind: it needs revision {wanted}, and the history begins at {oldest}; list again")]
     Lagged { wanted: Revision, oldest: Revision },
     /// The history was replaced under it, because this server received a snapshot from the leader.
     #[error(
@@ -364,9 +326,7 @@ pub enum StoreError {
     #[error("the store has no leader that can be reached: {reason}; retry")]
     Unavailable { reason: String },
     /// The outcome is not known: the transaction may have been applied, once, or not. Read before trying again.
-    #[error(
-        "no answer within {deadline_ms} ms: the write may or may not have been applied; read before you retry"
-    )]
+    #[error("no answer within {deadline_ms} ms: the write may or may not have been applied; read before you retry")]
     Unknown { deadline_ms: u64 },
     #[error("revision {wanted} is no longer readable, the oldest is {oldest}; list again")]
     Compacted { wanted: Revision, oldest: Revision },
@@ -374,11 +334,7 @@ pub enum StoreError {
     #[error("revision {wanted} is in the future, the store is at {current}")]
     FutureRevision { wanted: Revision, current: Revision },
     #[error("the transaction is too large: {what} is {actual}, the limit is {limit}")]
-    TooLarge {
-        what: String,
-        actual: usize,
-        limit: usize,
-    },
+    TooLarge { what: String, actual: usize, limit: usize },
     #[error("the transaction is not valid: {reason}")]
     Invalid { reason: String },
     /// The disk of the leader is full: writes are refused until there is room.
@@ -414,18 +370,10 @@ impl fmt::Display for Role {
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// One key, and the store's revision at that moment.
-    async fn get(
-        &self,
-        key: &str,
-        consistency: Consistency,
-    ) -> Result<(Option<KeyValue>, Revision), StoreError>;
+    async fn get(&self, key: &str, consistency: Consistency) -> Result<(Option<KeyValue>, Revision), StoreError>;
 
     /// A range of keys, now or at an older revision.
-    async fn range(
-        &self,
-        request: RangeRequest,
-        consistency: Consistency,
-    ) -> Result<RangeResult, StoreError>;
+    async fn range(&self, request: RangeRequest, consistency: Consistency) -> Result<RangeResult, StoreError>;
 
     /// Run one transaction; forwarded to the leader when this server is not it. It returns once a majority has it on disk
     /// *and this server has applied it*, so that a local read behind it sees it.
@@ -464,6 +412,7 @@ mod service;
 mod snapshot;
 mod start;
 mod state;
+mod transport;
 mod types;
 mod watch;
 
@@ -473,5 +422,6 @@ pub use network::{RaftService, RaftTransport, SnapshotBody, TransportError};
 pub use raft::ReplicatedStore;
 pub use start::{ElectionTimings, StartError, StoreConfig};
 pub use state::HistoryLimits;
+pub use transport::QuicTransport;
 pub use types::Peer;
 pub use watch::Watch;

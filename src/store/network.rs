@@ -13,8 +13,8 @@ use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError
 use openraft::network::v2::RaftNetworkV2;
 use openraft::network::{Backoff, RPCOption, RaftNetworkFactory};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest, TransferLeaderResponse,
+    VoteRequest, VoteResponse,
 };
 use openraft::storage::Snapshot;
 use serde::{Deserialize, Serialize};
@@ -49,12 +49,7 @@ pub trait RaftTransport: Send + Sync + 'static {
     fn stop(&self);
 
     /// Send a request and wait for the answer, at most for `deadline`.
-    async fn call(
-        &self,
-        peer: &Peer,
-        request: Bytes,
-        deadline: Duration,
-    ) -> Result<Bytes, TransportError>;
+    async fn call(&self, peer: &Peer, request: Bytes, deadline: Duration) -> Result<Bytes, TransportError>;
 
     /// Send a request with a large body, to [`RaftService::snapshot`] of the peer.
     async fn send_snapshot(
@@ -105,7 +100,8 @@ pub enum Answer {
     Admin(Result<(), Refusal>),
 }
 
-/// A command that was applied by the leader, at this index of the log.
+/// A command that was applied by the leader, at this index of the log. The results of transactions are not sent: they may be
+/// larger than a frame, and the asking server has them itself once it has applied the entry.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Proposed {
     pub index: u64,
@@ -133,9 +129,7 @@ pub struct SnapshotHeader {
 }
 
 pub fn encode(value: &impl Serialize) -> Result<Bytes, String> {
-    rmp_serde::to_vec(value)
-        .map(Bytes::from)
-        .map_err(|error| format!("cannot encode: {error}"))
+    rmp_serde::to_vec(value).map(Bytes::from).map_err(|error| format!("cannot encode: {error}"))
 }
 
 pub fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
@@ -149,14 +143,10 @@ pub async fn ask(
     request: &Request,
     deadline: Duration,
 ) -> Result<Answer, TransportError> {
-    let lost = |reason| TransportError::Lost {
-        peer: peer.name.clone(),
-        reason,
-    };
+    let lost = |reason| TransportError::Lost { peer: peer.name.clone(), reason };
     let request = encode(request).map_err(lost)?;
     let answer = tokio::time::timeout(deadline, transport.call(peer, request, deadline)).await;
-    let answer =
-        answer.map_err(|_| lost(format!("no answer within {} ms", deadline.as_millis())))??;
+    let answer = answer.map_err(|_| lost(format!("no answer within {} ms", deadline.as_millis())))??;
     decode(&answer).map_err(lost)
 }
 
@@ -177,27 +167,14 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     type Network = Connection;
 
     async fn new_client(&mut self, target: ServerId, node: &Peer) -> Connection {
-        let peer = Peer {
-            id: target,
-            ..node.clone()
-        };
-        Connection {
-            transport: self.transport.clone(),
-            peer,
-            backoff_ms: self.backoff_ms,
-        }
+        let peer = Peer { id: target, ..node.clone() };
+        Connection { transport: self.transport.clone(), peer, backoff_ms: self.backoff_ms }
     }
 }
 
 impl Connection {
-    async fn ask(
-        &self,
-        request: &Request,
-        option: &RPCOption,
-    ) -> Result<Answer, RPCError<TypeConfig>> {
-        ask(&*self.transport, &self.peer, request, option.hard_ttl())
-            .await
-            .map_err(rpc_error)
+    async fn ask(&self, request: &Request, option: &RPCOption) -> Result<Answer, RPCError<TypeConfig>> {
+        ask(&*self.transport, &self.peer, request, option.hard_ttl()).await.map_err(rpc_error)
     }
 
     fn unexpected(&self) -> RPCError<TypeConfig> {
@@ -264,24 +241,13 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         let broken = |reason: String| StreamingError::Network(NetworkError::from_string(reason));
         let file = tokio::fs::File::open(&snapshot.snapshot.path).await;
         let file = file.map_err(|error| broken(format!("cannot open the snapshot: {error}")))?;
-        let header = encode(&SnapshotHeader {
-            vote,
-            meta: snapshot.meta,
-        })
-        .map_err(broken)?;
-        let send =
-            self.transport
-                .send_snapshot(&self.peer, header, Box::new(file), option.hard_ttl());
+        let header = encode(&SnapshotHeader { vote, meta: snapshot.meta }).map_err(broken)?;
+        let send = self.transport.send_snapshot(&self.peer, header, Box::new(file), option.hard_ttl());
         let answer = tokio::select! {
             answer = tokio::time::timeout(option.hard_ttl(), send) => answer,
             closed = cancel => return Err(StreamingError::Closed(closed)),
         };
-        let answer = answer.map_err(|_| {
-            broken(format!(
-                "sending a snapshot to {} took too long",
-                self.peer.name
-            ))
-        })?;
+        let answer = answer.map_err(|_| broken(format!("sending a snapshot to {} took too long", self.peer.name)))?;
         decode(&answer.map_err(|error| StreamingError::from(rpc_error(error)))?).map_err(broken)
     }
 
@@ -298,9 +264,7 @@ impl RaftNetworkV2<TypeConfig> for Connection {
 
     // A peer that comes back is to be found within an election, so the wait does not grow.
     fn backoff(&self) -> Option<Backoff> {
-        Some(Backoff::new(std::iter::repeat(Duration::from_millis(
-            self.backoff_ms,
-        ))))
+        Some(Backoff::new(std::iter::repeat(Duration::from_millis(self.backoff_ms))))
     }
 }
 

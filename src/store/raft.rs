@@ -21,9 +21,7 @@ use tokio::time::Instant;
 
 use super::log::LogStore;
 use super::machine::Machine;
-use super::network::{
-    self, Admin, Answer, Network, Proposed, RaftTransport, Refusal, Request, TransportError,
-};
+use super::network::{self, Admin, Answer, Network, Proposed, RaftTransport, Refusal, Request, TransportError};
 use super::requests::Requests;
 use super::service::Service;
 use super::start::{self, StartError, StoreConfig};
@@ -31,13 +29,14 @@ use super::state::{Command, Response, State};
 use super::types::{Peer, TypeConfig, log_index};
 use super::watch::{Replica, Watch};
 use super::{
-    Consistency, KEY_BYTES_MAX, KeyValue, Leadership, Member, Op, RangeRequest, RangeResult,
-    Revision, Role, ServerId, Store, StoreError, StoreStatus, TXN_BYTES_MAX, TXN_OPS_MAX, Txn,
-    TxnResult,
+    Compare, Consistency, KEY_BYTES_MAX, KeyValue, Leadership, Member, Op, RangeRequest, RangeResult, Revision, Role,
+    ServerId, Store, StoreError, StoreStatus, TXN_BYTES_MAX, TXN_OPS_MAX, Txn, TxnResult,
 };
 
 /// Bytes that one log entry carries at most; [`Store::txn_many`] takes several entries for more.
 const ENTRY_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// What encoding adds to the key and value of an operation, at most.
+const OP_OVERHEAD_BYTES: usize = 32;
 /// Transactions that one log entry carries at most.
 const ENTRY_TXNS_MAX: usize = 4_096;
 /// How long a change of members may take, catching up included.
@@ -98,17 +97,11 @@ impl ReplicatedStore {
             install_snapshot_timeout: 60_000,
             ..Config::default()
         };
-        let raft_config = raft_config
-            .validate()
-            .map_err(|error| StartError::Timings {
-                reason: error.to_string(),
-            })?;
+        let raft_config = raft_config.validate().map_err(|error| StartError::Timings { reason: error.to_string() })?;
 
         let opening = config.clone();
         let opened = tokio::task::spawn_blocking(move || start::open(&opening)).await;
-        let (log, snapshots) = opened.map_err(|error| StartError::Raft {
-            reason: error.to_string(),
-        })??;
+        let (log, snapshots) = opened.map_err(|error| StartError::Raft { reason: error.to_string() })??;
         let replica = Replica::new(State::new(config.history));
         let (applied_to, applied) = watch::channel(0);
         let machine = Machine {
@@ -119,34 +112,18 @@ impl ReplicatedStore {
             membership: Default::default(),
             applied: applied_to,
         };
-        let network = Network {
-            transport: config.transport.clone(),
-            backoff_ms: timings.heartbeat_ms,
-        };
-        let raft = Raft::new(
-            config.server_id,
-            Arc::new(raft_config),
-            network,
-            log.clone(),
-            machine,
-        )
-        .await;
+        let network = Network { transport: config.transport.clone(), backoff_ms: timings.heartbeat_ms };
+        let raft = Raft::new(config.server_id, Arc::new(raft_config), network, log.clone(), machine).await;
         let raft = match raft {
             Ok(raft) => raft,
             Err(error) => {
                 log.close().await;
-                return Err(StartError::Raft {
-                    reason: error.to_string(),
-                });
+                return Err(StartError::Raft { reason: error.to_string() });
             }
         };
         let (leadership_to, leadership) = watch::channel(Leadership::default());
         let inner = Arc::new(Inner {
-            me: Peer {
-                id: config.server_id,
-                name: config.name,
-                addr: config.addr,
-            },
+            me: Peer { id: config.server_id, name: config.name, addr: config.addr },
             raft,
             replica,
             snapshots,
@@ -160,17 +137,9 @@ impl ReplicatedStore {
             low_disk: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
         });
-        inner.transport.serve(Arc::new(Service {
-            inner: Arc::downgrade(&inner),
-        }));
+        inner.transport.serve(Arc::new(Service { inner: Arc::downgrade(&inner) }));
         let tick = Duration::from_millis((timings.heartbeat_ms / 2).max(1));
-        tokio::spawn(supervise(
-            inner.clone(),
-            leadership_to,
-            tick,
-            config.dir,
-            config.faults,
-        ));
+        tokio::spawn(supervise(inner.clone(), leadership_to, tick, config.dir, config.faults));
         Ok(ReplicatedStore { inner })
     }
 
@@ -179,20 +148,14 @@ impl ReplicatedStore {
         let members = BTreeMap::from([(self.inner.me.id, self.inner.me.clone())]);
         match self.inner.raft.initialize(members).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
-            Err(error) => Err(StoreError::Unavailable {
-                reason: error.to_string(),
-            }),
+            Err(error) => Err(StoreError::Unavailable { reason: error.to_string() }),
         }
     }
 
     /// Add a server that was started and not bootstrapped: first it catches up without a vote, then it votes. May be asked on any
-    /// server and repeated; an id that is a member already gets nothing but its vote.
+    /// server and repeated: a member whose address has changed gets the new one, and its vote if it has none.
     pub async fn add_server(&self, id: ServerId, name: &str, addr: &str) -> Result<(), StoreError> {
-        let peer = Peer {
-            id,
-            name: name.to_owned(),
-            addr: addr.to_owned(),
-        };
+        let peer = Peer { id, name: name.to_owned(), addr: addr.to_owned() };
         self.inner.admin(Admin::AddServer(peer)).await
     }
 
@@ -209,15 +172,12 @@ impl ReplicatedStore {
     /// Wait until a leader is known here that accepted an entry of its term (`Unavailable` after `deadline`).
     pub async fn wait_for_leader(&self, deadline: Duration) -> Result<ServerId, StoreError> {
         let mut leadership = self.inner.leadership.clone();
-        let leads = leadership.wait_for(|now| {
-            now.leader.is_some() && (now.leader != Some(self.inner.me.id) || now.is_self)
-        });
+        let leads =
+            leadership.wait_for(|now| now.leader.is_some() && (now.leader != Some(self.inner.me.id) || now.is_self));
         match tokio::time::timeout(deadline, leads).await {
             Ok(Ok(now)) => Ok(now.leader.unwrap_or(self.inner.me.id)),
             Ok(Err(_)) => Err(StoreError::Closed),
-            Err(_) => Err(StoreError::Unavailable {
-                reason: format!("none within {} ms", deadline.as_millis()),
-            }),
+            Err(_) => Err(StoreError::Unavailable { reason: format!("none within {} ms", deadline.as_millis()) }),
         }
     }
 
@@ -279,10 +239,7 @@ impl Inner {
             return Some(StoreError::Closed);
         }
         let running = self.raft.metrics().borrow_watched().running_state.clone();
-        running.err().map(|error| StoreError::Corrupt {
-            server,
-            reason: error.to_string(),
-        })
+        running.err().map(|error| StoreError::Corrupt { server, reason: error.to_string() })
     }
 
     /// Propose as the leader.
@@ -292,27 +249,17 @@ impl Inner {
             return Err(Refusal::NotLeader { leader: None });
         }
         if self.low_disk.load(Ordering::Relaxed) {
-            return Err(Refusal::Final(StoreError::DiskFull {
-                server: self.me.id,
-                reason: low_disk_reason(),
-            }));
+            return Err(Refusal::Final(StoreError::DiskFull { server: self.me.id, reason: low_disk_reason() }));
         }
         match self.raft.client_write(command).await {
-            Ok(written) => Ok(Proposed {
-                index: written.log_id.index,
-                response: written.data,
-            }),
+            Ok(written) => Ok(Proposed { index: written.log_id.index, response: written.data }),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
-                Err(Refusal::NotLeader {
-                    leader: forward.leader_id,
-                })
+                Err(Refusal::NotLeader { leader: forward.leader_id })
             }
-            Err(
-                RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) | RaftError::Fatal(_),
-            ) => Err(Refusal::Undecided),
-            Err(RaftError::APIError(error)) => Err(Refusal::Final(StoreError::Invalid {
-                reason: error.to_string(),
-            })),
+            Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) | RaftError::Fatal(_)) => {
+                Err(Refusal::Undecided)
+            }
+            Err(RaftError::APIError(error)) => Err(Refusal::Final(StoreError::Invalid { reason: error.to_string() })),
         }
     }
 
@@ -325,11 +272,7 @@ impl Inner {
         let mut reason = "no leader is known".to_owned();
         loop {
             if let Some(error) = self.refusal() {
-                return Err(if undecided {
-                    StoreError::Unknown { deadline_ms }
-                } else {
-                    error
-                });
+                return Err(if undecided { StoreError::Unknown { deadline_ms } } else { error });
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -347,16 +290,10 @@ impl Inner {
                         Err(_) => Refusal::Undecided,
                     }
                 }
-                Some(leader) => match self
-                    .forward(leader, Request::Propose(command.clone()), left)
-                    .await
-                {
+                Some(leader) => match self.forward(leader, Request::Propose(command.clone()), left).await {
                     Ok(Answer::Proposed(Ok(proposed))) => {
-                        // A success stays one, also when this server is too far behind to see it in time.
-                        let _ =
-                            tokio::time::timeout_at(deadline, self.wait_applied(proposed.index))
-                                .await;
-                        return Ok(proposed);
+                        let applied = tokio::time::timeout_at(deadline, self.wait_applied(proposed.index)).await;
+                        return self.answer(&command, proposed, matches!(applied, Ok(Ok(()))), deadline_ms);
                     }
                     Ok(Answer::Proposed(Err(refusal))) => refusal,
                     Ok(_) => Refusal::Undecided,
@@ -372,24 +309,32 @@ impl Inner {
                 Refusal::NotLeader { .. } => {}
                 Refusal::Undecided => undecided = true,
                 Refusal::Final(error) => {
-                    return Err(if undecided {
-                        StoreError::Unknown { deadline_ms }
-                    } else {
-                        error
-                    });
+                    return Err(if undecided { StoreError::Unknown { deadline_ms } } else { error });
                 }
             }
             tokio::time::sleep(RETRY_PAUSE.min(left)).await;
         }
     }
 
-    /// Ask the leader. Gives up at once when another server leads: the answer would never come.
-    async fn forward(
+    /// The answer to a forwarded command, read here where it was applied too.
+    fn answer(
         &self,
-        leader: ServerId,
-        request: Request,
-        left: Duration,
-    ) -> Result<Answer, TransportError> {
+        command: &Command,
+        proposed: Proposed,
+        applied: bool,
+        deadline_ms: u64,
+    ) -> Result<Proposed, StoreError> {
+        let response = match (command, &proposed.response) {
+            (Command::Txns { request, .. }, Response::Nothing) if applied => self.replica.state().answer(request),
+            (Command::Txns { .. }, Response::Nothing) => None,
+            (_, response) => Some(response.clone()),
+        };
+        let response = response.ok_or(StoreError::Unknown { deadline_ms })?;
+        Ok(Proposed { response, ..proposed })
+    }
+
+    /// Ask the leader. Gives up at once when another server leads: the answer would never come.
+    async fn forward(&self, leader: ServerId, request: Request, left: Duration) -> Result<Answer, TransportError> {
         let name = || format!("server {leader}");
         let Some(peer) = self.peer(leader) else {
             return Err(TransportError::Unreachable {
@@ -398,9 +343,8 @@ impl Inner {
             });
         };
         let mut metrics = self.raft.metrics();
-        let replaced = metrics.wait_until(|now| {
-            now.current_leader.is_some_and(|now| now != leader) || now.running_state.is_err()
-        });
+        let replaced =
+            metrics.wait_until(|now| now.current_leader.is_some_and(|now| now != leader) || now.running_state.is_err());
         tokio::select! {
             answer = network::ask(&*self.transport, &peer, &request, left.min(FORWARD_ATTEMPT)) => answer,
             _ = replaced => Err(TransportError::Lost { peer: name(), reason: "it does not lead any more".to_owned() }),
@@ -409,23 +353,15 @@ impl Inner {
 
     async fn wait_applied(&self, index: u64) -> Result<(), StoreError> {
         let mut applied = self.applied.clone();
-        applied
-            .wait_for(|applied| *applied >= index)
-            .await
-            .map(|_| ())
-            .map_err(|_| StoreError::Closed)
+        applied.wait_for(|applied| *applied >= index).await.map(|_| ()).map_err(|_| StoreError::Closed)
     }
 
     /// The log position that a linearizable read must have applied, as the leader (Raft thesis 6.4).
     pub async fn read_index_here(&self) -> Result<u64, Refusal> {
         match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
             Ok(linearizer) => Ok(linearizer.read_log_id().index()),
-            Err(RaftError::Fatal(_)) => {
-                Err(Refusal::Final(self.refusal().unwrap_or(StoreError::Closed)))
-            }
-            Err(error) => Err(Refusal::NotLeader {
-                leader: error.forward_to_leader().and_then(|to| to.leader_id),
-            }),
+            Err(RaftError::Fatal(_)) => Err(Refusal::Final(self.refusal().unwrap_or(StoreError::Closed))),
+            Err(error) => Err(Refusal::NotLeader { leader: error.forward_to_leader().and_then(|to| to.leader_id) }),
         }
     }
 
@@ -442,11 +378,9 @@ impl Inner {
                 return Err(StoreError::Unavailable { reason });
             }
             let index = match self.leader() {
-                Some(leader) if leader == self.me.id => {
-                    tokio::time::timeout(left, self.read_index_here())
-                        .await
-                        .map_err(|_| "no majority answers".to_owned())
-                }
+                Some(leader) if leader == self.me.id => tokio::time::timeout(left, self.read_index_here())
+                    .await
+                    .map_err(|_| "no majority answers".to_owned()),
                 Some(leader) => match self.forward(leader, Request::ReadIndex, left).await {
                     Ok(Answer::ReadIndex(answer)) => Ok(answer),
                     Ok(_) => Err("a wrong answer".to_owned()),
@@ -458,9 +392,7 @@ impl Inner {
                 Ok(Ok(index)) => {
                     return match tokio::time::timeout_at(deadline, self.wait_applied(index)).await {
                         Ok(applied) => applied,
-                        Err(_) => Err(StoreError::Unavailable {
-                            reason: "this server is far behind".to_owned(),
-                        }),
+                        Err(_) => Err(StoreError::Unavailable { reason: "this server is far behind".to_owned() }),
                     };
                 }
                 Ok(Err(Refusal::Final(error))) => return Err(error),
@@ -515,46 +447,33 @@ impl Inner {
         match admin {
             Admin::AddServer(peer) => {
                 let id = peer.id;
-                let membership = self
-                    .raft
-                    .metrics()
-                    .borrow_watched()
-                    .membership_config
-                    .clone();
-                if membership.membership().get_node(&id).is_none() {
-                    self.raft
-                        .add_learner(id, peer, true)
-                        .await
-                        .map_err(refused)?;
+                let membership = self.raft.metrics().borrow_watched().membership_config.clone();
+                match membership.membership().get_node(&id) {
+                    None => self.raft.add_learner(id, peer, true).await.map(drop).map_err(refused)?,
+                    Some(known) if known.name != peer.name => {
+                        let reason = format!("server {id} is {} already; an id is never given to another", known.name);
+                        return Err(Refusal::Final(StoreError::Invalid { reason }));
+                    }
+                    Some(known) if *known == peer => {}
+                    Some(_) => {
+                        let moved = ChangeMembers::SetNodes(BTreeMap::from([(id, peer)]));
+                        self.raft.change_membership(moved, true).await.map(drop).map_err(refused)?;
+                    }
                 }
                 if !membership.membership().voter_ids().any(|voter| voter == id) {
                     let changes = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
-                    self.raft
-                        .change_membership(changes, true)
-                        .await
-                        .map_err(refused)?;
+                    self.raft.change_membership(changes, true).await.map_err(refused)?;
                 }
                 Ok(())
             }
             Admin::RemoveServer(id) => {
-                let membership = self
-                    .raft
-                    .metrics()
-                    .borrow_watched()
-                    .membership_config
-                    .clone();
+                let membership = self.raft.metrics().borrow_watched().membership_config.clone();
                 if membership.membership().voter_ids().any(|voter| voter == id) {
                     let changes = ChangeMembers::RemoveVoters(BTreeSet::from([id]));
-                    self.raft
-                        .change_membership(changes, false)
-                        .await
-                        .map_err(refused)?;
+                    self.raft.change_membership(changes, false).await.map_err(refused)?;
                 } else if membership.membership().get_node(&id).is_some() {
                     let changes = ChangeMembers::RemoveNodes(BTreeSet::from([id]));
-                    self.raft
-                        .change_membership(changes, false)
-                        .await
-                        .map_err(refused)?;
+                    self.raft.change_membership(changes, false).await.map_err(refused)?;
                 }
                 Ok(())
             }
@@ -568,35 +487,20 @@ impl Inner {
         {
             let metrics = self.raft.metrics();
             let metrics = metrics.borrow_watched();
-            if !metrics
-                .membership_config
-                .membership()
-                .voter_ids()
-                .any(|voter| voter == to)
-            {
+            if !metrics.membership_config.membership().voter_ids().any(|voter| voter == to) {
                 return Err(invalid(format!("server {to} is no voter")));
             }
             let Some(replication) = &metrics.replication else {
                 return Err(Refusal::NotLeader { leader: None });
             };
-            let matched = replication
-                .get(&to)
-                .copied()
-                .flatten()
-                .map_or(0, |id| id.index);
+            let matched = replication.get(&to).copied().flatten().map_or(0, |id| id.index);
             let behind = metrics.last_log_index.unwrap_or(0).saturating_sub(matched);
             if behind > TRANSFER_LAG_MAX {
-                return Err(invalid(format!(
-                    "server {to} is {behind} entries behind; wait until it has caught up"
-                )));
+                return Err(invalid(format!("server {to} is {behind} entries behind; wait until it has caught up")));
             }
         }
         let fatal = |_| Refusal::Final(self.refusal().unwrap_or(StoreError::Closed));
-        self.raft
-            .trigger()
-            .transfer_leader(to)
-            .await
-            .map_err(fatal)?;
+        self.raft.trigger().transfer_leader(to).await.map_err(fatal)?;
         let mut metrics = self.raft.metrics();
         let moved = metrics.wait_until(|now| now.current_leader == Some(to));
         match tokio::time::timeout(self.lease * 10, moved).await {
@@ -611,50 +515,24 @@ impl Inner {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let replication = metrics.replication.as_ref()?;
-        let voters = metrics
-            .membership_config
-            .membership()
-            .voter_ids()
-            .filter(|id| *id != self.me.id);
-        voters.max_by_key(|id| {
-            replication
-                .get(id)
-                .copied()
-                .flatten()
-                .map_or(0, |id| id.index)
-        })
+        let voters = metrics.membership_config.membership().voter_ids().filter(|id| *id != self.me.id);
+        voters.max_by_key(|id| replication.get(id).copied().flatten().map_or(0, |id| id.index))
     }
 
     fn leadership_now(&self) -> Leadership {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         if metrics.running_state.is_err() || self.stopped.load(Ordering::SeqCst) {
-            return Leadership {
-                leader: None,
-                term: metrics.current_term,
-                is_self: false,
-            };
+            return Leadership { leader: None, term: metrics.current_term, is_self: false };
         }
         let own = metrics.last_applied.is_some_and(|applied| {
             let leader = applied.committed_leader_id();
             leader.term == metrics.current_term && leader.node_id == self.me.id
         });
-        let alone = metrics
-            .membership_config
-            .membership()
-            .voter_ids()
-            .eq([self.me.id]);
-        let heard = alone
-            || metrics
-                .last_quorum_acked
-                .as_ref()
-                .is_some_and(|at| at.elapsed() < self.lease);
+        let alone = metrics.membership_config.membership().voter_ids().eq([self.me.id]);
+        let heard = alone || metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() < self.lease);
         let is_self = metrics.state == ServerState::Leader && own && heard;
-        Leadership {
-            leader: metrics.current_leader,
-            term: metrics.current_term,
-            is_self,
-        }
+        Leadership { leader: metrics.current_leader, term: metrics.current_term, is_self }
     }
 }
 
@@ -663,27 +541,18 @@ const TRANSFER_LAG_MAX: u64 = 1_000;
 
 fn refused(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Refusal {
     match error {
-        RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => Refusal::NotLeader {
-            leader: to.leader_id,
-        },
-        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) | RaftError::Fatal(_) => {
-            Refusal::Undecided
-        }
+        RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => Refusal::NotLeader { leader: to.leader_id },
+        RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) | RaftError::Fatal(_) => Refusal::Undecided,
         RaftError::APIError(ClientWriteError::ChangeMembershipError(
             openraft::errors::ChangeMembershipError::InProgress(_)
             | openraft::errors::ChangeMembershipError::UncommittedLeaderLog(_),
         )) => Refusal::Undecided,
-        RaftError::APIError(error) => Refusal::Final(StoreError::Invalid {
-            reason: error.to_string(),
-        }),
+        RaftError::APIError(error) => Refusal::Final(StoreError::Invalid { reason: error.to_string() }),
     }
 }
 
 fn low_disk_reason() -> String {
-    format!(
-        "less than {} MiB are free on its disk; writes go on once there is more",
-        DISK_RESERVE_BYTES >> 20
-    )
+    format!("less than {} MiB are free on its disk; writes go on once there is more", DISK_RESERVE_BYTES >> 20)
 }
 
 /// Follows Raft for as long as the server runs: who leads, whether the disk fills, whether the log wants a snapshot.
@@ -715,10 +584,9 @@ async fn supervise(
             let path = dir.clone();
             let free = tokio::task::spawn_blocking(move || nix::sys::statvfs::statvfs(&path)).await;
             // What cannot be asked is taken for room: the write itself will tell.
-            let low = matches!(free, Ok(Ok(free)) if free.blocks_available() * free.fragment_size() < DISK_RESERVE_BYTES);
-            inner
-                .low_disk
-                .store(low || faults.disk_low(), Ordering::Relaxed);
+            let low =
+                matches!(free, Ok(Ok(free)) if free.blocks_available() * free.fragment_size() < DISK_RESERVE_BYTES);
+            inner.low_disk.store(low || faults.disk_low(), Ordering::Relaxed);
         }
         let grown = inner.log.grown_bytes();
         if grown - snapshot_at_bytes >= SNAPSHOT_LOG_BYTES {
@@ -736,18 +604,15 @@ async fn supervise(
 }
 
 fn check(txn: &Txn) -> Result<usize, StoreError> {
-    let too_large = |what: &str, actual, limit| {
-        Err(StoreError::TooLarge {
-            what: what.to_owned(),
-            actual,
-            limit,
-        })
-    };
+    let too_large = |what: &str, actual, limit| Err(StoreError::TooLarge { what: what.to_owned(), actual, limit });
     let ops = txn.compares.len() + txn.success.len() + txn.failure.len();
     if ops > TXN_OPS_MAX {
         return too_large("number of compares and operations", ops, TXN_OPS_MAX);
     }
-    let mut bytes = 0;
+    let compared = |compare: &Compare| match compare {
+        Compare::ModRevision { key, .. } | Compare::Exists { key } | Compare::Absent { key } => key.len(),
+    };
+    let mut bytes: usize = OP_OVERHEAD_BYTES * ops + txn.compares.iter().map(compared).sum::<usize>();
     for branch in [&txn.success, &txn.failure] {
         let mut written = BTreeSet::new();
         for op in branch {
@@ -756,17 +621,13 @@ fn check(txn: &Txn) -> Result<usize, StoreError> {
                 Op::Delete { key } | Op::Get { key } => (key, 0),
             };
             if key.is_empty() {
-                return Err(StoreError::Invalid {
-                    reason: "a key is empty".to_owned(),
-                });
+                return Err(StoreError::Invalid { reason: "a key is empty".to_owned() });
             }
             if key.len() > KEY_BYTES_MAX {
                 return too_large("length of a key", key.len(), KEY_BYTES_MAX);
             }
             if !matches!(op, Op::Get { .. }) && !written.insert(key) {
-                return Err(StoreError::Invalid {
-                    reason: format!("the key {key:?} is written twice"),
-                });
+                return Err(StoreError::Invalid { reason: format!("the key {key:?} is written twice") });
             }
             bytes += key.len() + value;
         }
@@ -779,11 +640,7 @@ fn check(txn: &Txn) -> Result<usize, StoreError> {
 
 #[async_trait]
 impl Store for ReplicatedStore {
-    async fn get(
-        &self,
-        key: &str,
-        consistency: Consistency,
-    ) -> Result<(Option<KeyValue>, Revision), StoreError> {
+    async fn get(&self, key: &str, consistency: Consistency) -> Result<(Option<KeyValue>, Revision), StoreError> {
         if consistency == Consistency::Linearizable {
             self.inner.linearize().await?;
         }
@@ -791,11 +648,7 @@ impl Store for ReplicatedStore {
         Ok((state.get(key).cloned(), state.revision()))
     }
 
-    async fn range(
-        &self,
-        request: RangeRequest,
-        consistency: Consistency,
-    ) -> Result<RangeResult, StoreError> {
+    async fn range(&self, request: RangeRequest, consistency: Consistency) -> Result<RangeResult, StoreError> {
         if consistency == Consistency::Linearizable {
             self.inner.linearize().await?;
         }
@@ -804,9 +657,7 @@ impl Store for ReplicatedStore {
 
     async fn txn(&self, txn: Txn) -> Result<TxnResult, StoreError> {
         let results = self.txn_many(vec![txn]).await?;
-        results.into_iter().next().ok_or(StoreError::Invalid {
-            reason: "no result for the transaction".to_owned(),
-        })
+        results.into_iter().next().ok_or(StoreError::Invalid { reason: "no result for the transaction".to_owned() })
     }
 
     async fn txn_many(&self, txns: Vec<Txn>) -> Result<Vec<TxnResult>, StoreError> {
@@ -827,20 +678,12 @@ impl Store for ReplicatedStore {
             }
         }
         let mut results = Vec::with_capacity(total);
-        let unknown = StoreError::Unknown {
-            deadline_ms: self.inner.request_deadline.as_millis() as u64,
-        };
+        let unknown = StoreError::Unknown { deadline_ms: self.inner.request_deadline.as_millis() as u64 };
         for batch in batches {
+            let ticket = tokio::time::timeout(self.inner.request_deadline, self.inner.requests.begin()).await;
             let ticket =
-                tokio::time::timeout(self.inner.request_deadline, self.inner.requests.begin())
-                    .await;
-            let ticket = ticket.map_err(|_| StoreError::Unavailable {
-                reason: "too many writes are waiting".to_owned(),
-            })?;
-            let command = Command::Txns {
-                request: ticket.id,
-                txns: batch.into(),
-            };
+                ticket.map_err(|_| StoreError::Unavailable { reason: "too many writes are waiting".to_owned() })?;
+            let command = Command::Txns { request: ticket.id, txns: batch.into() };
             match self.inner.propose(command).await?.response {
                 Response::Txns(batch) => results.extend(batch),
                 _ => return Err(unknown),
@@ -854,16 +697,9 @@ impl Store for ReplicatedStore {
     }
 
     async fn compact(&self, upto: Revision) -> Result<(), StoreError> {
-        match self
-            .inner
-            .propose(Command::Compact { upto })
-            .await?
-            .response
-        {
+        match self.inner.propose(Command::Compact { upto }).await?.response {
             Response::Compacted(result) => result,
-            _ => Err(StoreError::Unknown {
-                deadline_ms: self.inner.request_deadline.as_millis() as u64,
-            }),
+            _ => Err(StoreError::Unknown { deadline_ms: self.inner.request_deadline.as_millis() as u64 }),
         }
     }
 
@@ -889,9 +725,7 @@ impl Store for ReplicatedStore {
             .collect();
         let refusal = inner.refusal();
         let role = match metrics.state {
-            _ if matches!(refusal, Some(StoreError::Closed)) || metrics.running_state.is_err() => {
-                Role::Stopped
-            }
+            _ if matches!(refusal, Some(StoreError::Closed)) || metrics.running_state.is_err() => Role::Stopped,
             ServerState::Leader => Role::Leader,
             ServerState::Candidate => Role::Candidate,
             ServerState::Follower => Role::Follower,

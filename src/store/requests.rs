@@ -36,12 +36,7 @@ impl Requests {
     /// `session` must be random: it names this start of the server for ever.
     pub fn new(session: u128) -> Requests {
         let places = Semaphore::new(REQUESTS_MAX);
-        Requests {
-            session,
-            numbers: Mutex::default(),
-            places,
-            freed: Notify::new(),
-        }
+        Requests { session, numbers: Mutex::default(), places, freed: Notify::new() }
     }
 
     pub async fn begin(&self) -> Ticket<'_> {
@@ -51,11 +46,7 @@ impl Requests {
             // Registered before looking, so that a place freed in between is not missed.
             let freed = self.freed.notified();
             if let Some(id) = self.number() {
-                return Ticket {
-                    id,
-                    requests: self,
-                    _place: place,
-                };
+                return Ticket { id, requests: self, _place: place };
             }
             freed.await;
         }
@@ -71,11 +62,7 @@ impl Requests {
         }
         numbers.last = seq;
         numbers.open.insert(seq);
-        Some(RequestId {
-            session: self.session,
-            seq,
-            oldest_open,
-        })
+        Some(RequestId { session: self.session, seq, oldest_open })
     }
 }
 

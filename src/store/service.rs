@@ -6,9 +6,10 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use openraft::storage::Snapshot;
 
-use super::network::{Answer, RaftService, Request, SnapshotBody, SnapshotHeader, decode, encode};
+use super::network::{Answer, Proposed, RaftService, Request, SnapshotBody, SnapshotHeader, decode, encode};
 use super::raft::Inner;
 use super::snapshot::SnapshotFile;
+use super::state::Response;
 
 /// Does not keep the server alive: a transport may hold it for longer.
 pub struct Service {
@@ -17,9 +18,7 @@ pub struct Service {
 
 impl Service {
     fn inner(&self) -> Result<Arc<Inner>, String> {
-        self.inner
-            .upgrade()
-            .ok_or_else(|| "the store has stopped".to_owned())
+        self.inner.upgrade().ok_or_else(|| "the store has stopped".to_owned())
     }
 }
 
@@ -29,27 +28,19 @@ impl RaftService for Service {
         let inner = self.inner()?;
         let stopped = |error: &dyn std::fmt::Display| error.to_string();
         let answer = match decode(&request)? {
-            Request::Append(rpc) => Answer::Append(
-                inner
-                    .raft
-                    .append_entries(rpc)
-                    .await
-                    .map_err(|e| stopped(&e))?,
-            ),
-            Request::Vote(rpc) => {
-                Answer::Vote(inner.raft.vote(rpc).await.map_err(|e| stopped(&e))?)
+            Request::Append(rpc) => Answer::Append(inner.raft.append_entries(rpc).await.map_err(|e| stopped(&e))?),
+            Request::Vote(rpc) => Answer::Vote(inner.raft.vote(rpc).await.map_err(|e| stopped(&e))?),
+            Request::PreVote(rpc) => Answer::Vote(inner.raft.pre_vote(rpc).await.map_err(|e| stopped(&e))?),
+            Request::TransferLeader(request) => {
+                Answer::TransferLeader(inner.raft.handle_transfer_leader(request).await.map_err(|e| stopped(&e))?)
             }
-            Request::PreVote(rpc) => {
-                Answer::Vote(inner.raft.pre_vote(rpc).await.map_err(|e| stopped(&e))?)
+            Request::Propose(command) => {
+                let proposed = inner.propose_here(command).await;
+                Answer::Proposed(proposed.map(|proposed| match proposed.response {
+                    Response::Txns(_) => Proposed { response: Response::Nothing, ..proposed },
+                    _ => proposed,
+                }))
             }
-            Request::TransferLeader(request) => Answer::TransferLeader(
-                inner
-                    .raft
-                    .handle_transfer_leader(request)
-                    .await
-                    .map_err(|e| stopped(&e))?,
-            ),
-            Request::Propose(command) => Answer::Proposed(inner.propose_here(command).await),
             Request::ReadIndex => Answer::ReadIndex(inner.read_index_here().await),
             Request::Admin(admin) => Answer::Admin(inner.admin_here(admin).await),
         };
@@ -67,20 +58,8 @@ impl RaftService for Service {
         };
         let installed = match received.await {
             Ok(()) => {
-                let file = SnapshotFile {
-                    meta: meta.clone(),
-                    path: path.clone(),
-                };
-                let installed = inner
-                    .raft
-                    .install_full_snapshot(
-                        vote,
-                        Snapshot {
-                            meta,
-                            snapshot: file,
-                        },
-                    )
-                    .await;
+                let file = SnapshotFile { meta: meta.clone(), path: path.clone() };
+                let installed = inner.raft.install_full_snapshot(vote, Snapshot { meta, snapshot: file }).await;
                 installed.map_err(|error| error.to_string())
             }
             Err(error) => Err(format!("cannot receive a snapshot: {error}")),

@@ -54,12 +54,8 @@ impl SnapshotDir {
     /// Find the newest whole snapshot; leftovers of interrupted writes are removed, damaged files set aside with a warning.
     pub fn open(dir: &Path, faults: StoreFaults) -> io::Result<SnapshotDir> {
         fs::create_dir_all(dir)?;
-        let snapshots = SnapshotDir {
-            dir: Arc::from(dir),
-            current: Arc::default(),
-            temporaries: Arc::default(),
-            faults,
-        };
+        let snapshots =
+            SnapshotDir { dir: Arc::from(dir), current: Arc::default(), temporaries: Arc::default(), faults };
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();
             if path.extension().is_some_and(|extension| extension == "tmp") {
@@ -97,10 +93,7 @@ impl SnapshotDir {
     fn write_file(&self, path: &Path, meta: &SnapshotMeta, image: &Image) -> io::Result<()> {
         self.faults.check_write()?;
         let file = BufWriter::with_capacity(BUFFER_BYTES, File::create(path)?);
-        let mut out = Hashing {
-            inner: file,
-            hash: Context::new(&SHA256),
-        };
+        let mut out = Hashing { inner: file, hash: Context::new(&SHA256) };
         out.write_all(MAGIC)?;
         let header = Header {
             meta: meta.clone(),
@@ -116,18 +109,12 @@ impl SnapshotDir {
         }
         let Hashing { mut inner, hash } = out;
         inner.write_all(hash.finish().as_ref())?;
-        inner
-            .into_inner()
-            .map_err(|error| error.into_error())?
-            .sync_all()
+        inner.into_inner().map_err(|error| error.into_error())?.sync_all()
     }
 
     /// An empty file to receive a snapshot into; hand it to [`SnapshotDir::adopt`].
     pub fn temporary(&self) -> PathBuf {
-        self.dir.join(format!(
-            "{}.tmp",
-            self.temporaries.fetch_add(1, Ordering::Relaxed)
-        ))
+        self.dir.join(format!("{}.tmp", self.temporaries.fetch_add(1, Ordering::Relaxed)))
     }
 
     /// Check a received file and make it the current snapshot. It is removed when it is not whole.
@@ -151,10 +138,7 @@ impl SnapshotDir {
             return renamed;
         };
         let mut current = self.current.lock();
-        if current
-            .as_ref()
-            .is_none_or(|current| current.meta.last_log_id <= snapshot.meta.last_log_id)
-        {
+        if current.as_ref().is_none_or(|current| current.meta.last_log_id <= snapshot.meta.last_log_id) {
             *current = Some(snapshot.clone());
         }
         let files = self.files()?;
@@ -169,10 +153,7 @@ impl SnapshotDir {
         let mut files = Vec::new();
         for entry in fs::read_dir(&*self.dir)? {
             let path = entry?.path();
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "snapshot")
-            {
+            if path.extension().is_some_and(|extension| extension == "snapshot") {
                 files.push(path);
             }
         }
@@ -191,24 +172,8 @@ pub fn read(path: &Path) -> io::Result<(SnapshotMeta, Image)> {
     for _ in 0..header.keys {
         kvs.push(rmp_serde::from_read::<_, KeyValue>(&mut file).map_err(damaged)?);
     }
-    let Header {
-        meta,
-        revision,
-        compacted,
-        commands,
-        sessions,
-        ..
-    } = header;
-    Ok((
-        meta,
-        Image {
-            revision,
-            compacted,
-            commands,
-            sessions,
-            kvs,
-        },
-    ))
+    let Header { meta, revision, compacted, commands, sessions, .. } = header;
+    Ok((meta, Image { revision, compacted, commands, sessions, kvs }))
 }
 
 fn check(path: &Path) -> io::Result<SnapshotMeta> {
@@ -219,9 +184,7 @@ fn check(path: &Path) -> io::Result<SnapshotMeta> {
     let mut left = body;
     let mut buffer = vec![0; BUFFER_BYTES];
     while left > 0 {
-        let want = buffer
-            .len()
-            .min(usize::try_from(left).unwrap_or(usize::MAX));
+        let want = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         file.read_exact(&mut buffer[..want])?;
         hash.update(&buffer[..want]);
         left -= want as u64;
@@ -243,10 +206,7 @@ fn check(path: &Path) -> io::Result<SnapshotMeta> {
 }
 
 fn damaged(error: impl std::fmt::Display) -> io::Error {
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("a damaged snapshot: {error}"),
-    )
+    io::Error::new(io::ErrorKind::InvalidData, format!("a damaged snapshot: {error}"))
 }
 
 struct Hashing<W> {

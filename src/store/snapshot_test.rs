@@ -4,17 +4,8 @@ use super::*;
 use crate::store::types::CommittedLeaderId;
 
 fn meta(index: u64) -> SnapshotMeta {
-    let last_log_id = Some(LogId::new(
-        CommittedLeaderId {
-            term: 1,
-            node_id: 1,
-        },
-        index,
-    ));
-    SnapshotMeta {
-        last_log_id,
-        last_membership: Default::default(),
-    }
+    let last_log_id = Some(LogId::new(CommittedLeaderId { term: 1, node_id: 1 }, index));
+    SnapshotMeta { last_log_id, last_membership: Default::default() }
 }
 
 fn image(keys: u64) -> Image {
@@ -25,11 +16,7 @@ fn image(keys: u64) -> Image {
         mod_revision: n,
         version: 1,
     };
-    Image {
-        revision: keys,
-        kvs: (0..keys).map(kv).collect(),
-        ..Image::default()
-    }
+    Image { revision: keys, kvs: (0..keys).map(kv).collect(), ..Image::default() }
 }
 
 #[test]
@@ -63,11 +50,7 @@ fn a_damaged_or_torn_snapshot_falls_back_to_the_one_before() {
 
         let opened = SnapshotDir::open(dir.path(), StoreFaults::default()).unwrap();
         assert_eq!(opened.current().map(|file| file.meta), Some(meta(1)));
-        assert!(
-            fs::read_dir(dir.path())
-                .unwrap()
-                .all(|file| file.unwrap().path().extension().unwrap() != "tmp")
-        );
+        assert!(fs::read_dir(dir.path()).unwrap().all(|file| file.unwrap().path().extension().unwrap() != "tmp"));
     }
 }
 
@@ -78,10 +61,7 @@ fn a_full_disk_leaves_the_old_snapshot_and_no_half_file() {
     let snapshots = SnapshotDir::open(dir.path(), faults.clone()).unwrap();
     snapshots.write(meta(1), &image(10)).unwrap();
     faults.disk_full(true);
-    assert_eq!(
-        snapshots.write(meta(2), &image(20)).unwrap_err().kind(),
-        io::ErrorKind::StorageFull
-    );
+    assert_eq!(snapshots.write(meta(2), &image(20)).unwrap_err().kind(), io::ErrorKind::StorageFull);
     assert_eq!(snapshots.current().map(|file| file.meta), Some(meta(1)));
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
 }

@@ -34,11 +34,7 @@ pub struct ElectionTimings {
 impl Default for ElectionTimings {
     /// For a local network: the next accepted write within half a second of the leader's death.
     fn default() -> ElectionTimings {
-        ElectionTimings {
-            heartbeat_ms: 40,
-            min_ms: 100,
-            max_ms: 200,
-        }
+        ElectionTimings { heartbeat_ms: 40, min_ms: 100, max_ms: 200 }
     }
 }
 
@@ -92,26 +88,14 @@ impl StoreConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("{dir} belongs to the cluster {found:?}, not to {wanted:?}; give another directory")]
-    OtherCluster {
-        dir: String,
-        found: String,
-        wanted: String,
-    },
+    OtherCluster { dir: String, found: String, wanted: String },
     #[error("{dir} belongs to the server {found}, not to {wanted}; give another directory")]
-    OtherServer {
-        dir: String,
-        found: ServerId,
-        wanted: ServerId,
-    },
-    #[error(
-        "{dir} was written by a newer version (format {found}, this one reads {FORMAT}); use that version"
-    )]
+    OtherServer { dir: String, found: ServerId, wanted: ServerId },
+    #[error("{dir} was written by a newer version (format {found}, this one reads {FORMAT}); use that version")]
     NewerFormat { dir: String, found: u32 },
     #[error("{dir} is in use by another process; stop it first")]
     InUse { dir: String },
-    #[error(
-        "{dir} is damaged: {reason}; remove it and let this server join the others again, or restore a backup"
-    )]
+    #[error("{dir} is damaged: {reason}; remove it and let this server join the others again, or restore a backup")]
     Damaged { dir: String, reason: String },
     #[error("cannot use {dir}: {source}")]
     Io { dir: String, source: io::Error },
@@ -141,49 +125,27 @@ pub fn open(config: &StoreConfig) -> Result<(LogStore, SnapshotDir), StartError>
             let found: Identity = serde_json::from_slice(&bytes)
                 .map_err(|error| damaged(format!("identity.json is not readable ({error})")))?;
             if found.format > FORMAT {
-                return Err(StartError::NewerFormat {
-                    dir: dir(),
-                    found: found.format,
-                });
+                return Err(StartError::NewerFormat { dir: dir(), found: found.format });
             }
             if found.cluster != config.cluster {
                 let wanted = config.cluster.clone();
-                return Err(StartError::OtherCluster {
-                    dir: dir(),
-                    found: found.cluster,
-                    wanted,
-                });
+                return Err(StartError::OtherCluster { dir: dir(), found: found.cluster, wanted });
             }
             if found.server_id != config.server_id {
-                return Err(StartError::OtherServer {
-                    dir: dir(),
-                    found: found.server_id,
-                    wanted: config.server_id,
-                });
+                return Err(StartError::OtherServer { dir: dir(), found: found.server_id, wanted: config.server_id });
             }
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            write_identity(config, &path).map_err(failed)?
-        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => write_identity(config, &path).map_err(failed)?,
         Err(error) => return Err(failed(error)),
     }
 
-    let log =
-        LogStore::open(&config.dir.join("log.redb"), config.faults.clone()).map_err(|error| {
-            match error {
-                OpenError::InUse => StartError::InUse { dir: dir() },
-                OpenError::Damaged(reason) => {
-                    damaged(format!("the log is not readable ({reason})"))
-                }
-            }
-        })?;
-    let snapshots =
-        SnapshotDir::open(&config.dir.join("snapshots"), config.faults.clone()).map_err(failed)?;
+    let log = LogStore::open(&config.dir.join("log.redb"), config.faults.clone()).map_err(|error| match error {
+        OpenError::InUse => StartError::InUse { dir: dir() },
+        OpenError::Damaged(reason) => damaged(format!("the log is not readable ({reason})")),
+    })?;
+    let snapshots = SnapshotDir::open(&config.dir.join("snapshots"), config.faults.clone()).map_err(failed)?;
     let purged = log_index(log.purged()).unwrap_or(0);
-    let covered = snapshots
-        .current()
-        .and_then(|snapshot| log_index(snapshot.meta.last_log_id))
-        .unwrap_or(0);
+    let covered = snapshots.current().and_then(|snapshot| log_index(snapshot.meta.last_log_id)).unwrap_or(0);
     if covered < purged {
         return Err(damaged(format!(
             "no whole snapshot reaches entry {purged}, where the log begins (best: {covered})"
@@ -193,11 +155,7 @@ pub fn open(config: &StoreConfig) -> Result<(LogStore, SnapshotDir), StartError>
 }
 
 fn write_identity(config: &StoreConfig, path: &Path) -> io::Result<()> {
-    let identity = Identity {
-        format: FORMAT,
-        cluster: config.cluster.clone(),
-        server_id: config.server_id,
-    };
+    let identity = Identity { format: FORMAT, cluster: config.cluster.clone(), server_id: config.server_id };
     let temporary = path.with_extension("tmp");
     let mut file = File::create(&temporary)?;
     file.write_all(&serde_json::to_vec(&identity)?)?;

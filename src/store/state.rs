@@ -22,8 +22,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Compare, KeyValue, Op, OpResponse, RangeRequest, RangeResult, Revision, StoreError, Txn,
-    TxnResult, WatchEvent, WatchEventKind,
+    Compare, KeyValue, Op, OpResponse, RangeRequest, RangeResult, Revision, StoreError, Txn, TxnResult, WatchEvent,
+    WatchEventKind,
 };
 
 /// Clients (one per start of a server) whose recent answers are kept; the least recently used goes first. A retry lives for
@@ -50,13 +50,8 @@ pub struct RequestId {
 /// What the log carries.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
-    Txns {
-        request: RequestId,
-        txns: Arc<[Txn]>,
-    },
-    Compact {
-        upto: Revision,
-    },
+    Txns { request: RequestId, txns: Arc<[Txn]> },
+    Compact { upto: Revision },
 }
 
 /// What applying an entry answers.
@@ -80,10 +75,7 @@ pub struct HistoryLimits {
 
 impl Default for HistoryLimits {
     fn default() -> HistoryLimits {
-        HistoryLimits {
-            revisions_max: 100_000,
-            bytes_max: 64 * 1024 * 1024,
-        }
+        HistoryLimits { revisions_max: 100_000, bytes_max: 64 * 1024 * 1024 }
     }
 }
 
@@ -106,12 +98,7 @@ struct History {
 
 impl History {
     fn empty(first: Revision, limits: HistoryLimits) -> History {
-        History {
-            first,
-            changes: VecDeque::new(),
-            bytes: 0,
-            limits,
-        }
+        History { first, changes: VecDeque::new(), bytes: 0, limits }
     }
 
     fn push(&mut self, change: Change) {
@@ -135,9 +122,7 @@ impl History {
     }
 
     fn since(&self, revision: Revision) -> impl Iterator<Item = &Change> {
-        let skip = usize::try_from(revision.saturating_sub(self.first))
-            .unwrap_or(usize::MAX)
-            .min(self.changes.len());
+        let skip = usize::try_from(revision.saturating_sub(self.first)).unwrap_or(usize::MAX).min(self.changes.len());
         self.changes.range(skip..)
     }
 }
@@ -182,20 +167,12 @@ impl State {
 
     /// The state that a snapshot holds, with no history from before it.
     pub fn from_image(image: Image, limits: HistoryLimits) -> State {
-        let bytes = image
-            .kvs
-            .iter()
-            .map(|kv| (kv.key.len() + kv.value.len()) as u64)
-            .sum();
+        let bytes = image.kvs.iter().map(|kv| (kv.key.len() + kv.value.len()) as u64).sum();
         State {
             revision: image.revision,
             compacted: image.compacted,
             commands: image.commands,
-            keys: image
-                .kvs
-                .into_iter()
-                .map(|kv| (kv.key.clone(), kv))
-                .collect(),
+            keys: image.kvs.into_iter().map(|kv| (kv.key.clone(), kv)).collect(),
             bytes,
             sessions: image.sessions,
             history: History::empty(image.revision + 1, limits),
@@ -246,23 +223,12 @@ impl State {
     pub fn range(&self, request: &RangeRequest) -> Result<RangeResult, StoreError> {
         let revision = request.revision.unwrap_or(self.revision);
         if revision > self.revision {
-            return Err(StoreError::FutureRevision {
-                wanted: revision,
-                current: self.revision,
-            });
+            return Err(StoreError::FutureRevision { wanted: revision, current: self.revision });
         }
         if revision < self.oldest_revision() {
-            return Err(StoreError::Compacted {
-                wanted: revision,
-                oldest: self.oldest_revision(),
-            });
+            return Err(StoreError::Compacted { wanted: revision, oldest: self.oldest_revision() });
         }
-        let mut page = Page {
-            kvs: Vec::new(),
-            count: 0,
-            limit: request.limit,
-            keys_only: request.keys_only,
-        };
+        let mut page = Page { kvs: Vec::new(), count: 0, limit: request.limit, keys_only: request.keys_only };
         if !request.end.is_empty() && request.start >= request.end {
             return Ok(page.result(revision));
         }
@@ -270,9 +236,7 @@ impl State {
             "" => Bound::Unbounded,
             end => Bound::Excluded(end),
         };
-        let now = self
-            .keys
-            .range::<str, _>((Bound::Included(request.start.as_str()), upper));
+        let now = self.keys.range::<str, _>((Bound::Included(request.start.as_str()), upper));
         if revision == self.revision {
             now.for_each(|(_, kv)| page.add(kv));
             return Ok(page.result(revision));
@@ -280,15 +244,9 @@ impl State {
 
         // What each key that changed since was before its first change: the present with these laid over it is the past.
         let mut past: BTreeMap<&str, Option<&KeyValue>> = BTreeMap::new();
-        for event in self
-            .history
-            .since(revision + 1)
-            .flat_map(|change| &change.events)
-        {
+        for event in self.history.since(revision + 1).flat_map(|change| &change.events) {
             let key: &str = &event.kv.key;
-            if key >= request.start.as_str()
-                && (request.end.is_empty() || key < request.end.as_str())
-            {
+            if key >= request.start.as_str() && (request.end.is_empty() || key < request.end.as_str()) {
                 past.entry(key).or_insert(event.prev.as_ref());
             }
         }
@@ -302,8 +260,7 @@ impl State {
                 None => page.add(kv),
             }
         }
-        past.filter_map(|(_, gone)| gone)
-            .for_each(|kv| page.add(kv));
+        past.filter_map(|(_, gone)| gone).for_each(|kv| page.add(kv));
         Ok(page.result(revision))
     }
 
@@ -324,14 +281,17 @@ impl State {
 
     fn compact(&mut self, upto: Revision) -> Result<(), StoreError> {
         if upto > self.revision {
-            return Err(StoreError::FutureRevision {
-                wanted: upto,
-                current: self.revision,
-            });
+            return Err(StoreError::FutureRevision { wanted: upto, current: self.revision });
         }
         self.compacted = self.compacted.max(upto);
         while self.history.first <= self.compacted && self.history.drop_first() {}
         Ok(())
+    }
+
+    /// The answer to an open request that was applied.
+    pub fn answer(&self, request: &RequestId) -> Option<Response> {
+        let answer = self.sessions.get(&request.session)?.answers.get(&request.seq)?;
+        Some(Response::clone(answer))
     }
 
     fn seen(&mut self, request: &RequestId) -> Option<Response> {
@@ -345,27 +305,19 @@ impl State {
 
     fn remember(&mut self, request: &RequestId, response: Response) -> Response {
         if !self.sessions.contains_key(&request.session) && self.sessions.len() >= SESSIONS_MAX {
-            let idle = self
-                .sessions
-                .iter()
-                .min_by_key(|(_, session)| session.used)
-                .map(|(id, _)| *id);
+            let idle = self.sessions.iter().min_by_key(|(_, session)| session.used).map(|(id, _)| *id);
             idle.and_then(|id| self.sessions.remove(&id));
         }
         let session = self.sessions.entry(request.session).or_default();
         session.used = self.commands;
         session.bytes += response_bytes(&response);
-        session
-            .answers
-            .insert(request.seq, Arc::new(response.clone()));
-        let floor = request
-            .oldest_open
-            .min(request.seq)
-            .max(request.seq.saturating_sub(SESSION_WINDOW));
+        session.answers.insert(request.seq, Arc::new(response.clone()));
+        let floor = request.oldest_open.min(request.seq).max(request.seq.saturating_sub(SESSION_WINDOW));
         session.floor = session.floor.max(floor);
         while let Some(oldest) = session.answers.first_entry() {
             let seq = *oldest.key();
-            if seq >= session.floor && session.bytes <= SESSION_BYTES_MAX {
+            // The newest stays, however large: somebody is about to read it.
+            if seq >= session.floor && (session.bytes <= SESSION_BYTES_MAX || seq == request.seq) {
                 break;
             }
             session.bytes -= response_bytes(oldest.get());
@@ -377,43 +329,24 @@ impl State {
 
     fn apply_txn(&mut self, txn: &Txn) -> TxnResult {
         let succeeded = txn.compares.iter().all(|compare| self.holds(compare));
-        let ops = if succeeded {
-            &txn.success
-        } else {
-            &txn.failure
-        };
+        let ops = if succeeded { &txn.success } else { &txn.failure };
         let revision = self.revision + 1;
         let mut events = Vec::new();
         let responses = ops
             .iter()
             .map(|op| match op {
-                Op::Get { key } => OpResponse::Get {
-                    kv: self.keys.get(key.as_str()).cloned(),
-                },
+                Op::Get { key } => OpResponse::Get { kv: self.keys.get(key.as_str()).cloned() },
                 Op::Put { key, value } => {
                     let (kv, prev) = self.put(key, value.clone(), revision);
-                    events.push(WatchEvent {
-                        kind: WatchEventKind::Put,
-                        kv: kv.clone(),
-                        prev: prev.clone(),
-                    });
+                    events.push(WatchEvent { kind: WatchEventKind::Put, kv: kv.clone(), prev: prev.clone() });
                     OpResponse::Put { kv, prev }
                 }
                 Op::Delete { key } => {
                     let prev = self.keys.remove(key.as_str());
                     if let Some(prev) = &prev {
                         self.bytes -= (prev.key.len() + prev.value.len()) as u64;
-                        let kv = KeyValue {
-                            value: Bytes::new(),
-                            mod_revision: revision,
-                            version: 0,
-                            ..prev.clone()
-                        };
-                        events.push(WatchEvent {
-                            kind: WatchEventKind::Delete,
-                            kv,
-                            prev: Some(prev.clone()),
-                        });
+                        let kv = KeyValue { value: Bytes::new(), mod_revision: revision, version: 0, ..prev.clone() };
+                        events.push(WatchEvent { kind: WatchEventKind::Delete, kv, prev: Some(prev.clone()) });
                     }
                     OpResponse::Delete { prev }
                 }
@@ -422,17 +355,9 @@ impl State {
         if !events.is_empty() {
             self.revision = revision;
             let bytes = events.iter().map(event_bytes).sum();
-            self.history.push(Change {
-                revision,
-                events,
-                bytes,
-            });
+            self.history.push(Change { revision, events, bytes });
         }
-        TxnResult {
-            succeeded,
-            revision: self.revision,
-            responses,
-        }
+        TxnResult { succeeded, revision: self.revision, responses }
     }
 
     fn put(&mut self, key: &str, value: Bytes, revision: Revision) -> (KeyValue, Option<KeyValue>) {
@@ -451,13 +376,7 @@ impl State {
         }
         self.bytes += key.len() as u64;
         let key: Arc<str> = Arc::from(key);
-        let kv = KeyValue {
-            key: key.clone(),
-            value,
-            create_revision: revision,
-            mod_revision: revision,
-            version: 1,
-        };
+        let kv = KeyValue { key: key.clone(), value, create_revision: revision, mod_revision: revision, version: 1 };
         self.keys.insert(key, kv.clone());
         (kv, None)
     }
@@ -465,9 +384,7 @@ impl State {
     fn holds(&self, compare: &Compare) -> bool {
         let present = |key: &String| self.keys.get(key.as_str());
         match compare {
-            Compare::ModRevision { key, equals } => {
-                present(key).map_or(0, |kv| kv.mod_revision) == *equals
-            }
+            Compare::ModRevision { key, equals } => present(key).map_or(0, |kv| kv.mod_revision) == *equals,
             Compare::Exists { key } => present(key).is_some(),
             Compare::Absent { key } => present(key).is_none(),
         }
@@ -485,26 +402,13 @@ impl Page {
     fn add(&mut self, kv: &KeyValue) {
         self.count += 1;
         if self.limit == 0 || self.kvs.len() < self.limit {
-            let value = if self.keys_only {
-                Bytes::new()
-            } else {
-                kv.value.clone()
-            };
-            self.kvs.push(KeyValue {
-                key: kv.key.clone(),
-                value,
-                ..*kv
-            });
+            let value = if self.keys_only { Bytes::new() } else { kv.value.clone() };
+            self.kvs.push(KeyValue { key: kv.key.clone(), value, ..*kv });
         }
     }
 
     fn result(self, revision: Revision) -> RangeResult {
-        RangeResult {
-            more: self.count > self.kvs.len(),
-            kvs: self.kvs,
-            count: self.count,
-            revision,
-        }
+        RangeResult { more: self.count > self.kvs.len(), kvs: self.kvs, count: self.count, revision }
     }
 }
 
@@ -525,10 +429,7 @@ fn response_bytes(response: &Response) -> usize {
         OpResponse::Get { kv: got } => kv(got),
     };
     let results = results.iter().flat_map(|result| &result.responses);
-    RECORD_OVERHEAD_BYTES
-        + results
-            .map(|response| RECORD_OVERHEAD_BYTES + bytes(response))
-            .sum::<usize>()
+    RECORD_OVERHEAD_BYTES + results.map(|response| RECORD_OVERHEAD_BYTES + bytes(response)).sum::<usize>()
 }
 
 #[cfg(test)]

@@ -38,13 +38,7 @@ impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Command::Txns { request, txns } => {
-                write!(
-                    f,
-                    "{} transactions of request {:x}/{}",
-                    txns.len(),
-                    request.session,
-                    request.seq
-                )
+                write!(f, "{} transactions of request {:x}/{}", txns.len(), request.session, request.seq)
             }
             Command::Compact { upto } => write!(f, "compact up to {upto}"),
         }

@@ -70,14 +70,11 @@ impl Replica {
         let response = state.apply(command);
         if state.revision() > before {
             for cursor in self.watchers.lock().values() {
-                let mut changes =
-                    state.changes_since(before.max(cursor.from.saturating_sub(1)) + 1);
+                let mut changes = state.changes_since(before.max(cursor.from.saturating_sub(1)) + 1);
                 if cursor.pending.load(Ordering::Relaxed) != 0 {
                     continue;
                 }
-                if let Some(hit) =
-                    changes.find(|c| c.events.iter().any(|event| cursor.wants(&event.kv.key)))
-                {
+                if let Some(hit) = changes.find(|c| c.events.iter().any(|event| cursor.wants(&event.kv.key))) {
                     cursor.pending.store(hit.revision, Ordering::Relaxed);
                     cursor.wake.notify_one();
                 }
@@ -110,32 +107,17 @@ impl Replica {
     pub fn close(&self) {
         let _state = self.state.write();
         self.closed.store(true, Ordering::Relaxed);
-        self.watchers
-            .lock()
-            .values()
-            .for_each(|cursor| cursor.wake.notify_one());
+        self.watchers.lock().values().for_each(|cursor| cursor.wake.notify_one());
     }
 
-    pub fn watch(
-        self: &Arc<Replica>,
-        start: String,
-        end: String,
-        from: Revision,
-    ) -> Result<Watch, StoreError> {
+    pub fn watch(self: &Arc<Replica>, start: String, end: String, from: Revision) -> Result<Watch, StoreError> {
         let state = self.state.read();
         if self.closed.load(Ordering::Relaxed) {
             return Err(StoreError::Closed);
         }
-        let from = if from == 0 {
-            state.revision() + 1
-        } else {
-            from
-        };
+        let from = if from == 0 { state.revision() + 1 } else { from };
         if from <= state.oldest_revision() {
-            return Err(StoreError::Compacted {
-                wanted: from,
-                oldest: state.oldest_revision(),
-            });
+            return Err(StoreError::Compacted { wanted: from, oldest: state.oldest_revision() });
         }
         let pending = if from <= state.revision() { from } else { 0 };
         let cursor = Arc::new(Cursor {
@@ -148,12 +130,7 @@ impl Replica {
         });
         let id = self.watcher_ids.fetch_add(1, Ordering::Relaxed);
         self.watchers.lock().insert(id, cursor.clone());
-        Ok(Watch {
-            replica: self.clone(),
-            id,
-            cursor,
-            ended: false,
-        })
+        Ok(Watch { replica: self.clone(), id, cursor, ended: false })
     }
 }
 
@@ -217,14 +194,8 @@ impl Watch {
         let oldest = state.oldest_revision();
         if pending <= oldest {
             return Err(match self.cursor.replaced.load(Ordering::Relaxed) {
-                true => WatchError::Compacted {
-                    wanted: pending,
-                    oldest,
-                },
-                false => WatchError::Lagged {
-                    wanted: pending,
-                    oldest,
-                },
+                true => WatchError::Compacted { wanted: pending, oldest },
+                false => WatchError::Lagged { wanted: pending, oldest },
             });
         }
         let mut events = Vec::new();
@@ -234,20 +205,10 @@ impl Watch {
                 unread = change.revision;
                 break;
             }
-            events.extend(
-                change
-                    .events
-                    .iter()
-                    .filter(|event| self.cursor.wants(&event.kv.key))
-                    .cloned(),
-            );
+            events.extend(change.events.iter().filter(|event| self.cursor.wants(&event.kv.key)).cloned());
         }
         self.cursor.pending.store(unread, Ordering::Relaxed);
-        let revision = if unread == 0 {
-            state.revision()
-        } else {
-            unread - 1
-        };
+        let revision = if unread == 0 { state.revision() } else { unread - 1 };
         Ok((!events.is_empty()).then_some(WatchBatch { revision, events }))
     }
 }
