@@ -494,22 +494,24 @@ async fn dial_loop(node: Arc<Node>, slot: Arc<PeerSlot>) {
 }
 
 fn note_failure(node: &Node, slot: &PeerSlot, addr: SocketAddr, failure: DialFailure) {
-    let trouble = match failure {
+    let (trouble, refusal) = match failure {
         // There is a connection, or there will be one at once.
         DialFailure::Superseded => return,
         DialFailure::Unreachable(reason) => {
             tracing::debug!(node = %slot.name, %addr, "cannot reach {} at {addr}: {reason}", slot.name);
-            Trouble { refused: false, reason: format!("cannot be reached at {addr}: {reason}") }
+            let reason = format!("cannot be reached at {addr}: {reason}");
+            (Trouble { refused: false, reason }, None)
         }
-        DialFailure::Refused(refusal) => {
-            let trouble = Trouble { refused: true, reason: refusal.to_string() };
-            node.refused(Some(&slot.name), addr, refusal);
-            trouble
-        }
+        DialFailure::Refused(refusal) => (Trouble { refused: true, reason: refusal.to_string() }, Some(refusal)),
     };
-    let mut state = slot.lock();
-    if slot.link().is_none() {
-        state.trouble = Some(trouble);
+    {
+        let mut state = slot.lock();
+        if slot.link().is_none() {
+            state.trouble = Some(trouble);
+        }
+    }
+    if let Some(refusal) = refusal {
+        node.refused(Some(&slot.name), addr, refusal);
     }
 }
 
