@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::error::print;
-use super::up::interrupted;
+use super::up::Interrupts;
 use super::{CliError, Global};
 use crate::cluster::layout::NodeDir;
 use crate::cluster::member::{Member, MemberConfig};
@@ -64,16 +64,17 @@ pub async fn run_member(
     let join = args.join.as_deref().map(JoinToken::parse).transpose().map_err(CliError::new)?;
     let dir = NodeDir(std::path::absolute(global.directory())?);
     let config = MemberConfig { name, dir, role, join, cluster, transport: args.listen, api };
+    let mut interrupts = Interrupts::listen()?;
     let member = tokio::select! {
         member = Member::start(config) => member.map_err(CliError::new)?,
-        _ = interrupted() => return Err(CliError::new("interrupted")),
+        _ = interrupts.next() => return Err(CliError::new("interrupted")),
     };
     let record = member.record();
     let ready = json!({"ready": true, "name": record.name, "transport": record.transport, "api": record.api});
     print(&format!("{ready}\n"))?;
     tracing::info!(name = record.name, transport = record.transport, api = ?record.api, "ready");
     tokio::select! {
-        _ = interrupted() => {}
+        _ = interrupts.next() => {}
         _ = member.stop_requested() => {}
     }
     tracing::info!("stopping");

@@ -44,13 +44,12 @@ pub async fn run(args: UpArgs, global: &Global) -> Result<(), CliError> {
             });
         }
     };
+    let mut interrupts = Interrupts::listen()?;
     // A Ctrl-C while it starts must leave nothing running either.
     let cluster = tokio::select! {
         cluster = LocalCluster::up(options, say) => cluster.map_err(CliError::new)?,
-        _ = interrupted() => {
-            if let Ok(cluster) = LocalCluster::open(&dir) {
-                cluster.down().await.map_err(CliError::new)?;
-            }
+        _ = interrupts.next() => {
+            LocalCluster::abandon(&dir);
             return Err(CliError::new("interrupted"));
         }
     };
@@ -72,25 +71,31 @@ pub async fn run(args: UpArgs, global: &Global) -> Result<(), CliError> {
     if std::io::stdout().is_terminal() && !quiet {
         warn("Ctrl-C stops it.");
     }
-    interrupted().await;
+    interrupts.next().await;
     if !quiet {
         warn("stopping");
     }
     cluster.down().await.map_err(CliError::new)
 }
 
-/// Resolves at Ctrl-C or SIGTERM.
-pub async fn interrupted() {
-    use tokio::signal::unix::{SignalKind, signal};
-    match signal(SignalKind::terminate()) {
-        Ok(mut terminate) => {
-            tokio::select! {
-                _ = tokio::signal::ctrl_c() => {}
-                _ = terminate.recv() => {}
-            }
-        }
-        Err(_) => {
-            let _ = tokio::signal::ctrl_c().await;
+/// Ctrl-C and SIGTERM. Made once and kept: a signal that comes while nobody listens would be lost.
+pub struct Interrupts {
+    interrupt: tokio::signal::unix::Signal,
+    terminate: tokio::signal::unix::Signal,
+}
+
+impl Interrupts {
+    /// From now on the two signals no longer end the process.
+    pub fn listen() -> Result<Self, CliError> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    /// Resolves at the next of them, also one that came before the call.
+    pub async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
     }
 }

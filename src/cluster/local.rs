@@ -156,6 +156,15 @@ impl LocalCluster {
         Ok(cluster)
     }
 
+    /// Kills what an `up` that was given up has started in a directory.
+    pub fn abandon(dir: &Path) {
+        let nodes = std::fs::read_dir(dir.join("nodes")).into_iter().flatten().flatten();
+        for node in nodes {
+            let dir = NodeDir(node.path());
+            processes::kill_node(running(&dir), &dir.0);
+        }
+    }
+
     /// The cluster that `up` made in a directory.
     pub fn open(dir: &Path) -> Result<Self, LocalError> {
         let dir = ClusterDir(dir.into());
