@@ -81,7 +81,6 @@ pub fn parse_patch(media_type: &str, body: &[u8]) -> Result<Patch, Status> {
 ///
 /// # Errors
 /// 422 for a JSON patch that does not fit, 500 with Kubernetes' text for a bad strategic patch, 415 for [`Patch::Apply`].
-
 pub fn apply_patch(kind: &Kind, current: &Object, patch: &Patch) -> Result<Object, Status> {
     match patch {
         Patch::Json(operations) => {
