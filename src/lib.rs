@@ -4,5 +4,11 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod cli;
+pub mod cluster;
 pub mod control;
+pub mod gateway;
+pub mod registry;
+pub mod runtime;
 pub mod security;
+pub mod store;

@@ -380,7 +380,8 @@ pub trait Store: Send + Sync + 'static {
     async fn txn(&self, txn: Txn) -> Result<TxnResult, StoreError>;
 
     /// Many independent transactions in as few log entries as possible: one network round and one disk write for thousands.
-    /// Each succeeds or fails for itself and gets its own revision; results are in the order of `txns`.
+    /// Each succeeds or fails for itself and gets its own revision; results are in the order of `txns`. After an error the
+    /// first of them may have been applied: those that filled whole entries of the log.
     async fn txn_many(&self, txns: Vec<Txn>) -> Result<Vec<TxnResult>, StoreError>;
 
     /// Events of the keys from `start` to `end` (exclusive; empty means no upper bound) with a revision of `from` or higher,
@@ -400,7 +401,27 @@ pub trait Store: Send + Sync + 'static {
     fn leadership(&self) -> tokio::sync::watch::Receiver<Leadership>;
 }
 
+mod faults;
+mod log;
+mod machine;
+mod memory;
+mod network;
+mod raft;
+mod requests;
+mod service;
+mod snapshot;
+mod start;
 mod state;
+mod transport;
+mod types;
 mod watch;
+
+pub use faults::StoreFaults;
+pub use memory::MemoryNetwork;
+pub use network::{RaftService, RaftTransport, SnapshotBody, TransportError};
+pub use raft::ReplicatedStore;
+pub use start::{ElectionTimings, StartError, StoreConfig};
 pub use state::HistoryLimits;
+pub use transport::QuicTransport;
+pub use types::Peer;
 pub use watch::Watch;

@@ -288,6 +288,12 @@ impl State {
         Ok(())
     }
 
+    /// The answer to an open request that was applied.
+    pub fn answer(&self, request: &RequestId) -> Option<Response> {
+        let answer = self.sessions.get(&request.session)?.answers.get(&request.seq)?;
+        Some(Response::clone(answer))
+    }
+
     fn seen(&mut self, request: &RequestId) -> Option<Response> {
         let session = self.sessions.get_mut(&request.session)?;
         session.used = self.commands;
@@ -310,7 +316,8 @@ impl State {
         session.floor = session.floor.max(floor);
         while let Some(oldest) = session.answers.first_entry() {
             let seq = *oldest.key();
-            if seq >= session.floor && session.bytes <= SESSION_BYTES_MAX {
+            // The newest stays, however large: somebody is about to read it.
+            if seq >= session.floor && (session.bytes <= SESSION_BYTES_MAX || seq == request.seq) {
                 break;
             }
             session.bytes -= response_bytes(oldest.get());

@@ -1,0 +1,537 @@
+//! The driver of the supervisor core: carries its actions out, brings it what happens, answers commands.
+//!
+//! Must never decide: what is restarted, when, and in which order is `core::supervisor`'s. Started by [`crate::System`], by
+//! [`crate::Ctx::supervise`], and by another supervisor whose child it is.
+
+use crate::core::supervisor::{Action, Asker, Child, ChildState, Event, Inc, Key, Policy, Supervisor, Timer};
+use crate::error::ChildError;
+use crate::exit::Exit;
+use crate::inspect::{Kind, TreeEvent};
+use crate::panic::{drop_guarded, guarded};
+use crate::pid::{Entered, KILL, Pid, STOP};
+use crate::shell::{ExitGuard, Report, Reporter};
+use crate::spec::{ChildSpec, Start, Strategy, SupervisorSpec};
+use crate::system::Inner;
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::{Instant, Sleep};
+
+/// How many commands may wait at a supervisor; further callers wait for room.
+const COMMANDS_WAITING: usize = 1_024;
+/// How many events a supervisor handles before others of its arbiter get their turn.
+const TURN_EVENTS: usize = 256;
+
+/// A handle to a running supervisor.
+#[derive(Clone)]
+pub struct SupervisorRef {
+    pid: Pid,
+    post: Arc<Post>,
+}
+
+impl std::fmt::Debug for SupervisorRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SupervisorRef({:?})", self.pid)
+    }
+}
+
+/// One child, as [`SupervisorRef::which_children`] tells it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChildInfo {
+    /// Its id.
+    pub id: String,
+    /// Its incarnation; `None` while it does not run.
+    pub pid: Option<Pid>,
+    /// Actor or supervisor.
+    pub kind: Kind,
+    /// It does not run now, and will be started again.
+    pub restarting: bool,
+}
+
+/// The children of a supervisor, counted (OTP `count_children`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChildCount {
+    /// All known.
+    pub specs: usize,
+    /// Those that run.
+    pub active: usize,
+    /// Supervisors among all known.
+    pub supervisors: usize,
+    /// Actors among all known.
+    pub workers: usize,
+}
+
+enum Command {
+    Start(ChildSpec, oneshot::Sender<Result<Pid, ChildError>>),
+    Terminate(Arc<str>, oneshot::Sender<Result<(), ChildError>>),
+    Restart(Arc<str>, oneshot::Sender<Result<Pid, ChildError>>),
+    Delete(Arc<str>, oneshot::Sender<Result<(), ChildError>>),
+}
+
+/// What reaches a driver. Nothing is allocated while nothing waits: there may be as many supervisors as there are pods.
+struct Post {
+    waiting: Mutex<Waiting>,
+    /// Room for commands and questions.
+    room: Semaphore,
+}
+
+#[derive(Default)]
+struct Waiting {
+    closed: bool,
+    /// At most two of each incarnation.
+    reports: VecDeque<(Key, Inc, Report)>,
+    commands: VecDeque<Command>,
+    /// Answered also while commands must wait.
+    which: VecDeque<oneshot::Sender<Vec<ChildInfo>>>,
+}
+
+impl Post {
+    fn new() -> Arc<Self> {
+        Arc::new(Post { waiting: Mutex::default(), room: Semaphore::new(COMMANDS_WAITING) })
+    }
+
+    /// False when the supervisor has ended; then nothing was put.
+    fn put(&self, supervisor: &Pid, f: impl FnOnce(&mut Waiting)) -> bool {
+        let mut waiting = self.waiting.lock();
+        if waiting.closed {
+            return false;
+        }
+        f(&mut waiting);
+        drop(waiting);
+        supervisor.wake();
+        true
+    }
+
+    /// Whoever waits for an answer, or for room, learns that there will be none.
+    fn close(&self) {
+        let waiting = std::mem::replace(&mut *self.waiting.lock(), Waiting { closed: true, ..Waiting::default() });
+        drop(waiting); // outside the lock: specs hold what is the user's
+        self.room.close();
+    }
+}
+
+impl SupervisorRef {
+    /// Its incarnation.
+    pub fn pid(&self) -> Pid {
+        self.pid.clone()
+    }
+
+    /// Its place in the tree.
+    pub fn path(&self) -> &str {
+        self.pid.path()
+    }
+
+    /// Adds a child and starts it; answers when it is up. A child that fails to start is not kept.
+    pub async fn start_child(&self, spec: ChildSpec) -> Result<Pid, ChildError> {
+        self.command(|reply| Command::Start(spec, reply)).await
+    }
+
+    /// Stops a child, and answers when it has ended. It stays known, unless it is temporary or the supervisor dynamic.
+    pub async fn terminate_child(&self, id: &str) -> Result<(), ChildError> {
+        self.command(|reply| Command::Terminate(id.into(), reply)).await
+    }
+
+    /// Starts a child that was terminated or ended for good.
+    pub async fn restart_child(&self, id: &str) -> Result<Pid, ChildError> {
+        self.command(|reply| Command::Restart(id.into(), reply)).await
+    }
+
+    /// Forgets a child that does not run.
+    pub async fn delete_child(&self, id: &str) -> Result<(), ChildError> {
+        self.command(|reply| Command::Delete(id.into(), reply)).await
+    }
+
+    /// All known children, in the order of their start.
+    pub async fn which_children(&self) -> Result<Vec<ChildInfo>, ChildError> {
+        self.call(|waiting, reply| waiting.which.push_back(reply)).await
+    }
+
+    /// How many children there are.
+    pub async fn count_children(&self) -> Result<ChildCount, ChildError> {
+        let mut count = ChildCount::default();
+        for child in self.which_children().await? {
+            count.specs += 1;
+            count.active += usize::from(child.pid.is_some());
+            match child.kind {
+                Kind::Supervisor => count.supervisors += 1,
+                Kind::Worker => count.workers += 1,
+            }
+        }
+        Ok(count)
+    }
+
+    /// Stops it with all its children, in reverse order, and answers when they have ended.
+    pub async fn stop(&self) -> Exit {
+        self.pid.stop(Exit::Shutdown);
+        self.pid.exited().await
+    }
+
+    /// Waits until it has ended, and says why.
+    pub async fn exited(&self) -> Exit {
+        self.pid.exited().await
+    }
+
+    async fn command<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, ChildError>>) -> Command,
+    ) -> Result<T, ChildError> {
+        self.call(|waiting, reply| waiting.commands.push_back(command(reply))).await?
+    }
+
+    async fn call<R>(&self, put: impl FnOnce(&mut Waiting, oneshot::Sender<R>)) -> Result<R, ChildError> {
+        let (tx, rx) = oneshot::channel();
+        self.post.room.acquire().await.map_err(|_| ChildError::SupervisorDown)?.forget();
+        if !self.post.put(&self.pid, |waiting| put(waiting, tx)) {
+            return Err(ChildError::SupervisorDown);
+        }
+        rx.await.map_err(|_| ChildError::SupervisorDown)
+    }
+}
+
+/// Runs a supervisor on the present arbiter.
+pub(crate) fn launch(
+    spec: SupervisorSpec,
+    pid: Pid,
+    system: Arc<Inner>,
+    mut exit: ExitGuard,
+    restart: bool,
+) -> SupervisorRef {
+    let post = Post::new();
+    let handle = SupervisorRef { pid: pid.clone(), post: post.clone() };
+    if !system.registry.enter(&pid, None, Kind::Supervisor, strategy_name(spec.strategy), restart) {
+        post.close();
+        exit.exited(Exit::Error(format!("`{}` is already running", pid.path())));
+        return handle;
+    }
+    let mut core = Supervisor::new(spec.strategy, spec.intensity, pid.id());
+    for child in spec.children {
+        let (id, policy) = (child.id.clone(), policy(&child));
+        if !core.add(id.clone(), policy, Data { spec: child, pid: None }) {
+            post.close();
+            exit.exited(Exit::Error(format!("`{}` has two children with the id `{id}`", pid.path())));
+            return handle;
+        }
+    }
+    let mut driver = Driver {
+        core,
+        pid,
+        system,
+        exit,
+        post,
+        askers: HashMap::new(),
+        next_asker: 0,
+        timers: BTreeMap::new(),
+        next_timer: 0,
+        sleep: None,
+        epoch: Instant::now(),
+        killed: false,
+        done: false,
+    };
+    driver.feed(Event::Boot);
+    tokio::task::spawn_local(driver);
+    handle
+}
+
+fn policy(spec: &ChildSpec) -> Policy {
+    Policy { restart: spec.restart, shutdown: spec.shutdown, backoff: spec.backoff }
+}
+
+fn strategy_name(strategy: Strategy) -> &'static str {
+    match strategy {
+        Strategy::OneForOne => "one_for_one",
+        Strategy::OneForAll => "one_for_all",
+        Strategy::RestForOne => "rest_for_one",
+        Strategy::Dynamic => "dynamic",
+    }
+}
+
+struct Data {
+    spec: ChildSpec,
+    pid: Option<Pid>,
+}
+
+enum Reply {
+    Pid(oneshot::Sender<Result<Pid, ChildError>>),
+    Done(oneshot::Sender<Result<(), ChildError>>),
+}
+
+struct Driver {
+    core: Supervisor<Data>,
+    pid: Pid,
+    system: Arc<Inner>,
+    exit: ExitGuard,
+    post: Arc<Post>,
+    askers: HashMap<Asker, Reply>,
+    next_asker: Asker,
+    timers: BTreeMap<(Instant, u64), Timer>,
+    next_timer: u64,
+    /// Set for the first timer, once there is one.
+    sleep: Option<Pin<Box<Sleep>>>,
+    epoch: Instant,
+    /// The whole system was.
+    killed: bool,
+    done: bool,
+}
+
+impl Driver {
+    fn feed(&mut self, event: Event<Data>) {
+        let now = self.epoch.elapsed();
+        for action in self.core.on_event(event, now) {
+            self.apply(action);
+        }
+    }
+
+    fn apply(&mut self, action: Action<Data>) {
+        match action {
+            Action::Start { key, inc, restart } => self.start(key, inc, restart),
+            Action::Stop { key } => {
+                if let Some(pid) = self.child_pid(key) {
+                    self.system.registry.stopping(&pid);
+                    pid.stop(Exit::Shutdown);
+                }
+            }
+            Action::Kill { key } => {
+                if let Some(pid) = self.child_pid(key) {
+                    pid.kill();
+                }
+            }
+            Action::Restarting { key, delay } => {
+                let Some(path) = self.child_path(key) else { return };
+                let restarts = self.system.registry.restarting(&path, delay);
+                let in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
+                self.system.event(|| TreeEvent::Restarting { path, in_ms, restarts });
+            }
+            Action::Idle { key } => {
+                let Some(path) = self.child_path(key) else { return };
+                self.system.registry.stopped(&path);
+                self.system.event(|| TreeEvent::Stopped { path });
+            }
+            Action::Forget { data, .. } => {
+                let path = self.path_of(&data.spec.id);
+                self.system.registry.forget(&path);
+                self.system.event(|| TreeEvent::Stopped { path });
+                drop_guarded(data);
+            }
+            Action::Timer { timer, after } => {
+                self.timers.insert((Instant::now() + after, self.next_timer), timer);
+                self.next_timer += 1;
+            }
+            Action::Reply { asker, result } => self.reply(asker, result),
+            Action::Ready => self.exit.started(),
+            Action::Exit(exit) => {
+                self.done = true;
+                self.post.close();
+                // The children are part of it: none of them is left in the tree.
+                let paths: Vec<String> = self.core.children().map(|(_, child)| self.path_of(&child.id)).collect();
+                for path in paths {
+                    self.system.registry.forget(&path);
+                }
+                self.exit.exited(exit);
+            }
+        }
+    }
+
+    fn start(&mut self, key: Key, inc: Inc, restart: bool) {
+        let Some(child) = self.core.child(key) else { return };
+        let spec = child.data.spec.clone();
+        let pid = self.system.pid(self.path_of(&spec.id).into(), spec.mailbox);
+        if let Some(data) = self.core.data_mut(key) {
+            data.pid = Some(pid.clone());
+        }
+        let (post, supervisor) = (self.post.clone(), self.pid.clone());
+        let reporter = Reporter::new(move |report| {
+            // The supervisor may be gone, when its arbiter is.
+            post.put(&supervisor, |waiting| waiting.reports.push_back((key, inc, report)));
+        });
+        let system = self.system.clone();
+        let mut exit = ExitGuard::new(pid.clone(), system.clone(), reporter);
+        if system.killed() {
+            return exit.exited(Exit::Killed);
+        }
+        let arbiter = self.system.arbiter(spec.placement).clone();
+        match spec.start {
+            Start::Actor(factory) => {
+                let type_name = factory.type_name();
+                let (inbox, boot) = factory.prepare(&pid, &system);
+                if !system.registry.enter(&pid, Some(inbox), Kind::Worker, type_name, restart) {
+                    return exit.exited(Exit::Error(format!("`{}` is already running", pid.path())));
+                }
+                arbiter.run(Box::new(move || boot(exit)));
+            }
+            Start::Supervisor(make) => arbiter.run(Box::new(move || match guarded(|| make()) {
+                Ok(spec) => {
+                    launch(spec, pid, system, exit, restart);
+                }
+                Err(panic) => exit.exited(panic),
+            })),
+        }
+    }
+
+    fn reply(&mut self, asker: Asker, result: Result<Key, ChildError>) {
+        let Some(reply) = self.askers.remove(&asker) else { return };
+        match reply {
+            Reply::Pid(tx) => {
+                let pid = result.and_then(|key| self.child_pid(key).ok_or(ChildError::NotFound));
+                let _ = tx.send(pid);
+            }
+            Reply::Done(tx) => {
+                let _ = tx.send(result.map(|_| ()));
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        let asker = self.next_asker;
+        self.next_asker += 1;
+        let event = match command {
+            Command::Start(spec, tx) => {
+                self.askers.insert(asker, Reply::Pid(tx));
+                let (id, policy) = (spec.id.clone(), policy(&spec));
+                Event::StartChild { id, policy, data: Data { spec, pid: None }, asker }
+            }
+            Command::Terminate(id, tx) => {
+                self.askers.insert(asker, Reply::Done(tx));
+                Event::TerminateChild { id, asker }
+            }
+            Command::Restart(id, tx) => {
+                self.askers.insert(asker, Reply::Pid(tx));
+                Event::RestartChild { id, asker }
+            }
+            Command::Delete(id, tx) => {
+                self.askers.insert(asker, Reply::Done(tx));
+                Event::DeleteChild { id, asker }
+            }
+        };
+        self.feed(event);
+    }
+
+    fn child_pid(&self, key: Key) -> Option<Pid> {
+        self.core.child(key)?.data.pid.clone()
+    }
+
+    fn child_path(&self, key: Key) -> Option<String> {
+        Some(self.path_of(&self.core.child(key)?.id))
+    }
+
+    fn path_of(&self, id: &str) -> String {
+        format!("{}/{id}", self.pid.path())
+    }
+
+    /// Handles one thing, if there is one.
+    fn step(&mut self, cx: &mut Context<'_>) -> bool {
+        let requests = self.pid.take_requests();
+        if requests & KILL != 0 {
+            self.feed(Event::Kill);
+            return true;
+        }
+        if requests & STOP != 0 {
+            let reason = self.pid.stop_reason();
+            self.system.registry.stopping(&self.pid);
+            self.feed(Event::Stop(reason));
+            return true;
+        }
+        let mut waiting = self.post.waiting.lock();
+        if let Some((key, inc, report)) = waiting.reports.pop_front() {
+            drop(waiting);
+            self.feed(match report {
+                Report::Started => Event::Started { key, inc },
+                Report::Exited(exit) => Event::Exited { key, inc, exit },
+            });
+            return true;
+        }
+        if let Some(tx) = waiting.which.pop_front() {
+            drop(waiting);
+            self.post.room.add_permits(1);
+            let _ = tx.send(self.core.children().map(|(_, child)| info(child)).collect());
+            return true;
+        }
+        if !self.core.busy()
+            && let Some(command) = waiting.commands.pop_front()
+        {
+            drop(waiting);
+            self.post.room.add_permits(1);
+            self.command(command);
+            return true;
+        }
+        drop(waiting);
+        self.timer(cx)
+    }
+
+    /// Handles the first timer if it is due; else sees to it that it wakes this.
+    fn timer(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some((&(due, n), &timer)) = self.timers.first_key_value() else {
+            self.sleep = None;
+            return false;
+        };
+        if due <= Instant::now() {
+            self.timers.remove(&(due, n));
+            self.feed(Event::Timer(timer));
+            return true;
+        }
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        if sleep.deadline() != due {
+            sleep.as_mut().reset(due);
+        }
+        let ready = sleep.as_mut().poll(cx).is_ready();
+        if ready {
+            // Polled again, a sleep that is over would be ready for ever.
+            self.sleep = None;
+        }
+        ready
+    }
+}
+
+fn info(child: &Child<Data>) -> ChildInfo {
+    let alive =
+        matches!(child.state, ChildState::Starting(_) | ChildState::Running { .. } | ChildState::Stopping { .. });
+    ChildInfo {
+        id: child.id.to_string(),
+        pid: child.data.pid.clone().filter(|_| alive),
+        kind: match child.data.spec.start {
+            Start::Actor(_) => Kind::Worker,
+            Start::Supervisor(_) => Kind::Supervisor,
+        },
+        restarting: matches!(child.state, ChildState::Waiting | ChildState::Queued | ChildState::Dead { .. }),
+    }
+}
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        let _entered = Entered::new(&this.pid);
+        this.pid.register(cx.waker());
+        if this.system.killed() && !this.done && !std::mem::replace(&mut this.killed, true) {
+            this.feed(Event::Kill);
+        }
+        for _ in 0..TURN_EVENTS {
+            if this.done {
+                return Poll::Ready(());
+            }
+            if !this.step(cx) {
+                return if this.done { Poll::Ready(()) } else { Poll::Pending };
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.post.close();
+        // Its arbiter is gone; children on other arbiters must not outlive it.
+        if !self.done {
+            for (_, child) in self.core.children() {
+                if let Some(pid) = &child.data.pid {
+                    pid.kill();
+                }
+            }
+        }
+    }
+}
