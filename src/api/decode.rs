@@ -282,3 +282,7 @@ fn unrecognized(wanted: &str, why: &str, body: &[u8]) -> Status {
         "the object provided is unrecognized (must be of type {wanted}): couldn't get version/kind; json parse error: {why} ({quoted})"
     ))
 }
+
+#[cfg(test)]
+#[path = "decode_test.rs"]
+mod decode_test;

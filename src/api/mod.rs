@@ -30,7 +30,7 @@ pub mod table;
 pub mod validate;
 pub mod yaml;
 
-pub use decode::{Decoded, FieldValidation, decode};
+pub use decode::{Decoded, FieldValidation, conform_object, decode, decode_as, decode_delete_options};
 pub use defaults::set_defaults;
 pub use kinds::{Kind, Kinds, Subresource};
 pub use lifecycle::{NewObject, generate_name, prepare_create, prepare_update};
@@ -42,3 +42,6 @@ pub use validate::{validate_create, validate_update};
 
 /// An object of any kind, as its canonical JSON: maps are sorted by key.
 pub type Object = serde_json::Value;
+
+#[cfg(test)]
+mod oracle_test;

@@ -299,3 +299,7 @@ fn raw_json(bytes: &[u8]) -> Result<Value, Status> {
     }
     Ok(Value::Null)
 }
+
+#[cfg(test)]
+#[path = "protobuf_test.rs"]
+mod protobuf_test;
