@@ -38,7 +38,7 @@ mod server;
 mod watch;
 
 #[cfg(test)]
-mod gateway_test;
+mod request_test;
 
 pub use identity::Identity;
 pub use server::{GatewayHandle, StartError};
