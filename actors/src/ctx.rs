@@ -34,7 +34,7 @@ pub struct Ctx<A: Actor> {
     me: Ref<A>,
     /// Each is polled only when it was woken, however many there are.
     tasks: Option<Box<FuturesUnordered<Task<A>>>>,
-    monitors: Option<Box<HashSet<MonitorRef>>>,
+    monitors: HashSet<MonitorRef>,
     pumped: bool,
     stop: Option<Exit>,
     traps: bool,
@@ -63,7 +63,7 @@ impl<A: Actor> Ctx<A> {
             system,
             me,
             tasks: None,
-            monitors: None,
+            monitors: HashSet::new(),
             pumped: false,
             stop: None,
             traps: false,
@@ -147,13 +147,13 @@ impl<A: Actor> Ctx<A> {
     /// Asks for one [`Actor::down`] when `pid` has ended; at once if it has.
     pub fn monitor(&mut self, pid: &Pid) -> MonitorRef {
         let monitor = pid.monitored_by(&self.pid);
-        self.monitors.get_or_insert_default().insert(monitor.clone());
+        self.monitors.insert(monitor.clone());
         monitor
     }
 
     /// Takes a monitor back. Its `down` does not come after this, not even if it was on its way (OTP `demonitor` with `flush`).
     pub fn demonitor(&mut self, monitor: &MonitorRef) {
-        if self.monitors.as_mut().is_some_and(|monitors| monitors.remove(monitor)) {
+        if self.monitors.remove(monitor) {
             monitor.cancel();
         }
     }
@@ -216,12 +216,12 @@ impl<A: Actor> Ctx<A> {
 
     /// Whether a `down` is still wanted. Each is, once.
     pub(crate) fn expects(&mut self, monitor: &MonitorRef) -> bool {
-        self.monitors.as_mut().is_some_and(|monitors| monitors.remove(monitor))
+        self.monitors.remove(monitor)
     }
 
     /// The actor has ended: those that it watched shall not keep a watcher that nobody reads.
     pub(crate) fn cancel_monitors(&mut self) {
-        for monitor in self.monitors.take().into_iter().flat_map(|monitors| *monitors) {
+        for monitor in self.monitors.drain() {
             monitor.cancel();
         }
     }
@@ -268,10 +268,11 @@ enum Effect<A: Actor> {
 }
 
 type Apply<A> = Box<dyn FnOnce(&mut A, &mut Ctx<A>)>;
+type Tick<A> = Box<dyn FnMut(&mut A, &mut Ctx<A>)>;
 
 struct Every<A: Actor> {
     ticker: Interval,
-    tick: Box<dyn FnMut(&mut A, &mut Ctx<A>)>,
+    tick: Tick<A>,
 }
 
 enum Work<A: Actor> {

@@ -31,8 +31,11 @@ impl<A: Actor> Inbox<A> {
 pub(crate) struct Question<M: Message> {
     /// `None` only once it was taken.
     message: Option<M>,
-    asker: Option<oneshot::Sender<Answer<M::Reply>>>,
+    asker: Option<Asker<M>>,
 }
+
+/// Whoever waits for an answer.
+type Asker<M> = oneshot::Sender<Answer<<M as Message>::Reply>>;
 
 impl<M: Message> Question<M> {
     /// Whoever asked does not wait any more: it would be work for nobody.
@@ -40,7 +43,7 @@ impl<M: Message> Question<M> {
         self.asker.as_ref().is_some_and(oneshot::Sender::is_closed)
     }
 
-    pub(crate) fn into_parts(mut self) -> (Option<M>, Option<oneshot::Sender<Answer<M::Reply>>>) {
+    pub(crate) fn into_parts(mut self) -> (Option<M>, Option<Asker<M>>) {
         (self.message.take(), self.asker.take())
     }
 }
@@ -129,7 +132,7 @@ impl<A: Actor> Ref<A> {
         }
     }
 
-    fn put<M: Message>(&self, message: M, asker: Option<oneshot::Sender<Answer<M::Reply>>>)
+    fn put<M: Message>(&self, message: M, asker: Option<Asker<M>>)
     where
         A: Handler<M>,
     {
@@ -202,6 +205,25 @@ impl<A: Actor> Named<A> {
         A: Handler<M>,
     {
         self.resolve().ok_or(AskError::NoProc)?.ask_timeout(message, limit).await
+    }
+
+    /// The pid of the present incarnation.
+    pub fn pid(&self) -> Option<Pid> {
+        self.resolve().map(|found| found.pid())
+    }
+
+    /// Asks whoever runs here to stop. See [`Pid::stop`].
+    pub fn stop(&self, reason: Exit) {
+        if let Some(found) = self.resolve() {
+            found.stop(reason);
+        }
+    }
+
+    /// Ends whoever runs here. See [`Pid::kill`].
+    pub fn kill(&self) {
+        if let Some(found) = self.resolve() {
+            found.kill();
+        }
     }
 }
 

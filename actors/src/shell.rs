@@ -9,6 +9,7 @@
 //! [`WorkerFactory`], spawned on an arbiter.
 
 use crate::actor::{Actor, Handler, Message};
+use crate::arbiter::Heartbeat;
 use crate::ctx::Ctx;
 use crate::exit::Exit;
 use crate::inspect::TreeEvent;
@@ -275,9 +276,12 @@ enum Phase {
 struct Shell<A: Actor> {
     fut: Option<ContextFut<Host<A>, Engine<A>>>,
     pid: Pid,
+    heartbeat: Arc<Heartbeat>,
     phase: Phase,
     /// Subtrees that have not ended.
     subtrees: Vec<(u64, Pid)>,
+    /// A panic in the Drop of the state.
+    dropped: Option<Exit>,
     exit: ExitGuard,
 }
 
@@ -292,10 +296,11 @@ impl<A: Actor> Shell<A> {
     ) -> Self {
         let mailbox = Mailbox::new(receiver);
         let parts = ContextParts::new(mailbox.sender_producer());
+        let heartbeat = system.heartbeat();
         let ctx = Ctx::new(pid.clone(), system, Ref::from_inbox(inbox));
         let engine = Engine { parts, actor: Some(Box::new(actor)), ctx, left: TURN_MESSAGES };
         let fut = ContextFut::new(engine, Host(PhantomData), mailbox);
-        Shell { fut: Some(fut), pid, phase: Phase::New, subtrees: Vec::new(), exit }
+        Shell { fut: Some(fut), pid, heartbeat, phase: Phase::New, subtrees: Vec::new(), dropped: None, exit }
     }
 
     /// Runs user code outside actix; what it spawned is handed on, a panic ends the actor.
@@ -316,13 +321,14 @@ impl<A: Actor> Shell<A> {
         if requests == 0 {
             return;
         }
-        if requests & KILL != 0 {
-            return self.end(Exit::Killed, false);
-        }
+        // Before a kill, which would wait for subtrees that have ended already.
         if requests & SUBTREE != 0 {
             while let Some((subtree, exit)) = self.pid.next_subtree_exit() {
                 self.subtree_exited(subtree, exit);
             }
+        }
+        if requests & KILL != 0 {
+            return self.end(Exit::Killed, false);
         }
         if !matches!(self.phase, Phase::New | Phase::Running) {
             return;
@@ -407,6 +413,8 @@ impl<A: Actor> Shell<A> {
             // One by one: two panics in one unwinding would abort the process.
             drop_guarded(engine.actor.take());
             drop_guarded(fut);
+            // Kept here: on this thread others have their turn before this one has ended.
+            self.dropped = take_drop_panic();
         }
     }
 
@@ -427,8 +435,9 @@ impl<A: Actor> Shell<A> {
             }
         }
         self.drop_state();
-        if let Some(panic) = take_drop_panic() {
-            exit = if exit.is_abnormal() { exit } else { panic };
+        // A panic in Drop spoils an end in order, and hides no earlier reason.
+        if let Some(panic) = self.dropped.take().filter(|_| !exit.is_abnormal()) {
+            exit = panic;
         }
         self.exit.exited(exit);
     }
@@ -437,6 +446,8 @@ impl<A: Actor> Shell<A> {
     fn turn(&mut self, cx: &mut Context<'_>) {
         let Some(fut) = &mut self.fut else { return };
         fut.ctx().left = TURN_MESSAGES;
+        // What others of this thread left behind is not this actor's.
+        take_drop_panic();
         let result = guarded(|| Pin::new(&mut *fut).poll(cx));
         match result {
             Err(panic) => return self.end(panic, false),
@@ -463,29 +474,39 @@ impl<A: Actor> Future for Shell<A> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         let _entered = Entered::new(&this.pid);
-        this.pid.register(cx.waker());
-        if this.exit.system.killed() {
-            this.end(Exit::Killed, false);
+        this.heartbeat.enter(&this.pid);
+        let done = this.advance(cx);
+        this.heartbeat.leave();
+        done
+    }
+}
+
+impl<A: Actor> Shell<A> {
+    /// Signals, then messages, then the end as far as it goes without waiting.
+    fn advance(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.pid.register(cx.waker());
+        if self.exit.system.killed() {
+            self.end(Exit::Killed, false);
         }
-        this.signals();
-        if matches!(this.phase, Phase::New) {
-            this.phase = Phase::Running;
+        self.signals();
+        if matches!(self.phase, Phase::New) {
+            self.phase = Phase::Running;
             let mut failed = None;
-            this.with(|actor, ctx| failed = actor.started(ctx).err());
-            match (failed, &this.phase) {
-                (Some(exit), _) => this.end(exit, false),
-                (None, Phase::Running) => this.exit.started(),
+            self.with(|actor, ctx| failed = actor.started(ctx).err());
+            match (failed, &self.phase) {
+                (Some(exit), _) => self.end(exit, false),
+                (None, Phase::Running) => self.exit.started(),
                 _ => {}
             }
         }
-        if matches!(this.phase, Phase::Running) {
-            this.turn(cx);
+        if matches!(self.phase, Phase::Running) {
+            self.turn(cx);
         }
-        if matches!(this.phase, Phase::Ending { .. }) {
+        if matches!(self.phase, Phase::Ending { .. }) {
             // Exits of subtrees that came meanwhile.
-            this.signals();
-            if this.subtrees.is_empty() {
-                this.finish();
+            self.signals();
+            if self.subtrees.is_empty() {
+                self.finish();
                 return Poll::Ready(());
             }
         }

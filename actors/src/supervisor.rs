@@ -7,8 +7,9 @@ use crate::core::supervisor::{Action, Asker, Child, ChildState, Event, Inc, Key,
 use crate::error::ChildError;
 use crate::exit::Exit;
 use crate::inspect::{Kind, TreeEvent};
-use crate::panic::{drop_guarded, guarded};
+use crate::panic::{drop_guarded, guarded, take_drop_panic};
 use crate::pid::{Entered, KILL, Pid, STOP};
+use crate::registry::AnyInbox;
 use crate::shell::{ExitGuard, Report, Reporter};
 use crate::spec::{ChildSpec, Start, Strategy, SupervisorSpec};
 use crate::system::Inner;
@@ -202,7 +203,8 @@ pub(crate) fn launch(
 ) -> SupervisorRef {
     let post = Post::new();
     let handle = SupervisorRef { pid: pid.clone(), post: post.clone() };
-    if !system.registry.enter(&pid, None, Kind::Supervisor, strategy_name(spec.strategy), restart) {
+    let inbox: AnyInbox = Arc::new(handle.clone());
+    if !system.registry.enter(&pid, Some(inbox), Kind::Supervisor, strategy_name(spec.strategy), restart) {
         post.close();
         exit.exited(Exit::Error(format!("`{}` is already running", pid.path())));
         return handle;
@@ -315,6 +317,8 @@ impl Driver {
                 self.system.registry.forget(&path);
                 self.system.event(|| TreeEvent::Stopped { path });
                 drop_guarded(data);
+                // Not a panic of anyone who could exit with it.
+                take_drop_panic();
             }
             Action::Timer { timer, after } => {
                 self.timers.insert((Instant::now() + after, self.next_timer), timer);

@@ -93,8 +93,8 @@ struct Shared {
     tail: Mutex<Tail>,
     /// `None` once closed, so that the file's lock is gone.
     database: RwLock<Option<Database>>,
-    /// Encoded, written with the next transaction: an fsync of its own for each commit would double the cost of a write.
-    committed: Mutex<Option<Vec<u8>>>,
+    /// Written with the next transaction: an fsync of its own for each commit would double the cost of a write.
+    committed: Mutex<Option<LogId>>,
     killed: AtomicBool,
     /// Why the log is read-only.
     failed: Mutex<Option<Failure>>,
@@ -334,11 +334,27 @@ impl Shared {
         self.failed.lock().get_or_insert(Failure { disk_full, reason });
     }
 
+    /// The committed position, once the entry itself is on disk with this group: a majority may have it before this server has,
+    /// and a position behind the end of the log could not be started from.
+    fn committed_by(&self, group: &[Job]) -> Option<LogId> {
+        let reached = group.iter().filter_map(|job| match job {
+            Job::Append { entries, .. } => entries.last().map(|(index, _)| *index),
+            Job::Purge { upto, .. } => Some(*upto),
+            _ => None,
+        });
+        let flushed = {
+            let tail = self.tail.lock();
+            tail.flushed.max(log_index(tail.purged).unwrap_or(0))
+        };
+        let reached = reached.fold(flushed, u64::max);
+        self.committed.lock().take_if(|committed| committed.index <= reached)
+    }
+
     fn write_group(&self, group: &[Job]) -> io::Result<()> {
         self.faults.check_write()?;
         let database = self.database.read();
         let database = database.as_ref().ok_or_else(closed)?;
-        let committed = self.committed.lock().take();
+        let committed = self.committed_by(group);
         let mut write = database.begin_write().map_err(broken)?;
         write.set_durability(redb::Durability::Immediate).map_err(broken)?;
         let mut last = None;
@@ -347,7 +363,7 @@ impl Shared {
             let mut log = write.open_table(LOG).map_err(broken)?;
             let mut meta = write.open_table(META).map_err(broken)?;
             if let Some(committed) = committed {
-                meta.insert(COMMITTED, committed.as_slice()).map_err(broken)?;
+                meta.insert(COMMITTED, encode(&committed)?.as_slice()).map_err(broken)?;
             }
             for job in group {
                 match job {
@@ -448,8 +464,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     // names the committed position again, and linearizable reads wait for it.
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         self.shared.tail.lock().committed = committed;
-        let encoded = committed.map(|committed| encode(&committed)).transpose()?;
-        *self.shared.committed.lock() = encoded;
+        *self.shared.committed.lock() = committed;
         Ok(())
     }
 

@@ -75,13 +75,22 @@ async fn everything_acknowledged_is_there_after_a_kill_at_any_step() {
     assert_eq!(log.read_committed().await.unwrap(), Some(id(8)), "written along with the purge");
     let entries = log.try_get_log_entries(..).await.unwrap();
     assert_eq!(entries, (4..=7).map(|index| entry(index, 10)).chain([entry(8, 20)]).collect::<Vec<_>>());
-    log.truncate_after(None).await.unwrap();
-    log.save_committed(Some(id(3))).await.unwrap();
+    log.blocking_append([entry(9, 10)]).await.unwrap();
+    log.save_committed(Some(id(9))).await.unwrap();
     log.close().await;
 
     let mut log = open();
-    assert_eq!(log.read_committed().await.unwrap(), Some(id(3)), "an orderly end writes what is pending");
-    assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(id(3)));
+    assert_eq!(log.read_committed().await.unwrap(), Some(id(9)), "an orderly end writes what is pending");
+    log.save_committed(Some(id(10))).await.unwrap();
+    log.close().await;
+
+    let mut log = open();
+    assert_eq!(log.read_committed().await.unwrap(), Some(id(9)), "never behind the end of the log");
+    log.truncate_after(None).await.unwrap();
+    log.close().await;
+
+    let mut log = open();
+    assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(id(3)), "what was purged stays the end");
     log.close().await;
 }
 

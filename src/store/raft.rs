@@ -88,6 +88,9 @@ impl ReplicatedStore {
             election_timeout_min: timings.min_ms,
             election_timeout_max: timings.max_ms,
             enable_pre_vote: Some(true),
+            // A leader that restarts must be elected again: its first entry of the new term is what a linearizable read waits
+            // for. Restored without one it would read at the commit position on its disk, which may be behind what it acknowledged.
+            enable_leader_restore: Some(false),
             quorum_loss_probe_interval: Some(2 * timings.max_ms),
             snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_entries),
             // Reaches back behind the snapshot before the newest, should that one be damaged.
@@ -121,6 +124,15 @@ impl ReplicatedStore {
                 return Err(StartError::Raft { reason: error.to_string() });
             }
         };
+        let alone = {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.membership().voter_ids().eq([config.server_id])
+        };
+        if alone {
+            // Nobody else can lead, so there is nothing to wait for. Should it fail, the election timer does the same.
+            let _ = raft.trigger().elect(false).await;
+        }
         let (leadership_to, leadership) = watch::channel(Leadership::default());
         let inner = Arc::new(Inner {
             me: Peer { id: config.server_id, name: config.name, addr: config.addr },

@@ -293,10 +293,32 @@ async fn all_servers_stop_and_start_again_with_everything() {
             servers.restart(id).await;
         }
         servers.leader(None).await;
-        assert_eq!(keys(&servers[3], &format!("{abruptly}/")).await.len(), 120);
+        assert_eq!(keys(&servers[3], &format!("{abruptly}/")).await.len(), 120, "abruptly: {abruptly}");
         assert_eq!(servers[3].revision(), revision);
     }
     servers.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_read_after_a_power_cut_sees_the_last_write() {
+    for count in [1, 3] {
+        let mut servers = Servers::start(count).await;
+        for n in 0..3 {
+            let leader = servers.leader(None).await;
+            servers[leader].txn(Txn::put("last", n.to_string())).await.unwrap();
+            for id in 1..=count {
+                servers.abort(id).await;
+            }
+            // The old leader is the first to be back.
+            servers.restart(leader).await;
+            for id in (1..=count).filter(|id| *id != leader) {
+                servers.restart(id).await;
+            }
+            let (last, _) = servers[leader].get("last", Consistency::Linearizable).await.unwrap();
+            assert_eq!(last.unwrap().value, n.to_string());
+        }
+        servers.end().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -26,6 +26,7 @@ use crate::{
     frame::{
         Ask, Decoder, Frame, FrameError, HEADER_BYTES, Header, Kind, MonitorPath, Open, Reply, Tell, encode, status,
     },
+    hello::Origin,
     inbox::{Delivery, Job, Lane},
     monitor::Watcher,
     outbox::Outbox,
@@ -74,6 +75,7 @@ type Monitors = Option<HashMap<u64, oneshot::Sender<Exit>>>;
 
 pub(crate) struct Link {
     pub(crate) peer: Peer,
+    pub(crate) origin: Origin,
     pub(crate) conn: Connection,
     pub(crate) control: Outbox,
     pub(crate) tells: Outbox,
@@ -99,10 +101,11 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    pub(crate) fn new(peer: Peer, conn: Connection, limits: &Limits) -> Self {
+    pub(crate) fn new(peer: Peer, origin: Origin, conn: Connection, limits: &Limits) -> Self {
         let budget_units = (limits.ask_bytes / BUDGET_UNIT_BYTES).clamp(1, Semaphore::MAX_PERMITS);
         Self {
             peer,
+            origin,
             conn,
             control: Outbox::new(limits.control_outbox_messages, limits.outbox_bytes),
             tells: Outbox::new(limits.outbox_messages, limits.outbox_bytes),

@@ -113,6 +113,18 @@ impl Registry {
         }
     }
 
+    /// Forgets everything: handlers may hold the transport that holds them.
+    pub(crate) fn clear(&self) {
+        let paths = std::mem::take(&mut *self.paths.lock());
+        for watch in paths.values().flat_map(|served| served.watches.values()) {
+            if let Some(task) = &watch.task {
+                task.abort();
+            }
+        }
+        // Dropped outside of the lock, with whatever the handlers own.
+        drop(paths);
+    }
+
     pub(crate) fn message(&self, path: &str, name: &str, version: u16) -> Result<MessageHandler, Failure> {
         let paths = self.paths.lock();
         let served = paths.get(path).ok_or(Failure::NoProc)?;

@@ -60,7 +60,8 @@ pub trait Remote: Serialize + DeserializeOwned + Send + 'static {
     type Reply: Serialize + DeserializeOwned + Send + 'static;
 }
 
-/// One node's end of the cluster's network. Cheap to clone. When the last clone is dropped the transport closes.
+/// One node's end of the cluster's network. Cheap to clone. When the last clone is dropped the transport closes; a handler
+/// that holds a clone keeps it open, until [`close`](Self::close) or [`abort`](Self::abort) lets go of the handlers.
 #[derive(Clone, Debug)]
 pub struct Transport {
     node: Arc<Node>,
@@ -605,6 +606,7 @@ async fn wind_down(node: Arc<Node>, mut stopping: watch::Receiver<bool>) {
     if !node.is_dead() {
         let _ = timeout(LINGER, node.endpoint.wait_idle()).await;
     }
+    node.registry.clear();
 }
 
 fn quic_config(limits: &crate::config::Limits, timings: &crate::config::Timings) -> quinn::TransportConfig {

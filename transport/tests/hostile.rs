@@ -71,7 +71,7 @@ fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 fn hello(version_min: u8, version_max: u8, cluster: &str, node: &str) -> Vec<u8> {
-    frame(1, &rmp_serde::to_vec(&(version_min, version_max, cluster, node, 1u64)).expect("encodes"))
+    frame(1, &rmp_serde::to_vec(&(version_min, version_max, cluster, node, 1u64, 1u64, (0u64, 0u64))).expect("encodes"))
 }
 
 const FOUR_GIGABYTES: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 1, 6];

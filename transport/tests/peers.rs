@@ -366,3 +366,33 @@ async fn an_address_is_free_once_close_returns() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_transport_may_run_on_a_given_runtime_instead_of_a_thread_of_its_own() {
+    let ca = Ca::new();
+    let here = |node| {
+        let config = TransportConfig { driver: Some(tokio::runtime::Handle::current()), ..ca.config(node, 1) };
+        Transport::start(config).expect("starts")
+    };
+    let (a, b) = (here("a"), here("b"));
+    connect(&a, &b).await;
+    serve_echo(&b, "echo");
+    assert_eq!(echo(&a, "b", "echo").await, Ok("a: hello".into()));
+    let addr = b.local_addr();
+    close(&[&a, &b]).await;
+    drop(std::net::UdpSocket::bind(addr).expect("the address is free again"));
+}
+
+#[tokio::test]
+async fn a_closed_transport_lets_go_of_its_handlers() {
+    let ca = Ca::new();
+    let a = ca.start("a", 1);
+    let (sender, mut dropped) = tokio::sync::mpsc::channel::<()>(1);
+    let own = a.clone();
+    a.serve_datagram("own", move |_, _| {
+        // Both are held by the handler, and through it by the transport.
+        let _ = (&own, &sender);
+    });
+    close(&[&a]).await;
+    assert_eq!(within(dropped.recv()).await, None);
+}
