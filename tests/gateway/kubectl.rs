@@ -1,0 +1,1 @@
+//! With the real kubectl, where there is one.
