@@ -4,5 +4,6 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod controllers;
 pub mod scheduler;
 pub mod security;

@@ -1,0 +1,6 @@
+//! Deployments: roll pods from one template to the next through ReplicaSets.
+
+pub mod core;
+mod rollout;
+mod status;
+mod template;

@@ -1,0 +1,3 @@
+//! ReplicaSets: keep the wanted number of pods, whatever happens to them.
+
+pub mod core;
