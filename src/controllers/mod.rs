@@ -1,5 +1,6 @@
 //! The controllers: each watches one kind and brings the cluster to what its objects ask for.
 
+pub mod deployment;
 pub mod ownership;
 pub mod pods;
 pub mod replicaset;
