@@ -1,0 +1,3 @@
+//! The garbage collector: deletes what nobody owns any more.
+
+pub mod core;
