@@ -3,7 +3,9 @@
 //! `ARCHITECTURE.md` is the map. A module uses those that the map lists above it, never those below.
 #![forbid(unsafe_code)]
 
+pub mod cluster;
 pub mod control;
 pub mod controllers;
 pub mod scheduler;
 pub mod security;
+pub mod store;

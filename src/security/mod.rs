@@ -6,6 +6,7 @@
 
 mod authority;
 mod files;
+pub mod join;
 mod kubeconfig;
 mod token;
 

@@ -1,2 +1,53 @@
 //! Actor messages between machines over QUIC.
+//!
+//! One [`Transport`] is one node of one cluster: it keeps a mutually authenticated QUIC connection to each peer and
+//! carries tells, asks, monitors, streams and datagrams over it. It knows nodes, incarnations and paths; it must never
+//! know what a path means (no pods, no leases). Called by everything in Phalanx that talks to another machine.
+//!
+//! ```text
+//!  tell ──► outbox ──► tells lane (one ordered stream) ─────► inbox of the path ──► handler
+//!  ask ───► a stream of its own, reset when the asker gives up ────────────────────► handler
+//!  monitor, tell_control ──► control lane (first stream, highest priority) ──► Down, inbox
+//!  open_stream ──► a stream of its own, lowest priority ───────────────────────────► handler
+//!  datagram ──► QUIC datagram, may be lost ──────────────► handler, inline on the transport's thread
+//! ```
+//!
+//! What is promised, and what is not, stands on one page in the crate's README.
 #![forbid(unsafe_code)]
+#![warn(missing_docs, unreachable_pub)]
+
+mod ask;
+mod backoff;
+mod config;
+mod endpoint;
+mod error;
+mod event;
+mod fault;
+mod fault_socket;
+mod frame;
+mod hello;
+mod inbox;
+mod link;
+mod monitor;
+mod network;
+mod outbox;
+mod peer;
+mod registry;
+mod stream;
+mod tls;
+mod transport;
+
+pub use config::{Identity, Limits, Timings, TransportConfig};
+pub use error::{AskError, SendError, StartError};
+pub use event::{LossReason, NodeName, Peer, PeerEvent, PeerInfo, PeerState, Refusal};
+pub use fault::{Direction, Faults, Target};
+pub use frame::{MAX_FRAME_BYTES, PROTOCOL_VERSION};
+pub use monitor::{Down, Monitor};
+pub use network::{Network, UdpNetwork};
+pub use stream::{RecvStream, SendStream};
+pub use tls::{ALPN, server_name};
+pub use transport::{Remote, Transport};
+
+pub use phalanx_actors::Exit;
+// What a `Network` has to produce.
+pub use quinn::{AsyncUdpSocket, UdpPoller, udp};

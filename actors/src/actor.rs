@@ -1,0 +1,147 @@
+//! What a user writes: an actor, its messages, its handlers and their replies.
+//!
+//! Must never name actix: it is an implementation detail of this crate.
+
+use crate::ctx::Ctx;
+use crate::exit::Exit;
+use crate::pid::{MonitorRef, Pid};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// State and behaviour of one actor. It lives on one thread and handles one message at a time, so it need not be `Send`.
+///
+/// A panic in any of these methods, or in `Drop`, is the actor's exit ([`Exit::Panic`]) and reaches its supervisor.
+#[allow(unused_variables)]
+pub trait Actor: Sized + 'static {
+    /// Runs first, before any message (OTP `init`). An error means that the start failed: the supervisor is told so, and
+    /// [`Actor::stopping`] is not run.
+    fn started(&mut self, ctx: &mut Ctx<Self>) -> Result<(), Exit> {
+        Ok(())
+    }
+
+    /// Runs last, when the actor stops in order and the subtrees it supervises have ended (OTP `terminate`). Not run after a panic or a kill.
+    fn stopping(&mut self, reason: &Exit, ctx: &mut Ctx<Self>) {}
+
+    /// What this actor monitors has ended.
+    fn down(&mut self, down: Down, ctx: &mut Ctx<Self>) {}
+
+    /// A linked actor has ended, and this one traps exits. See [`Ctx::trap_exit`].
+    fn exit_signal(&mut self, from: Pid, reason: Exit, ctx: &mut Ctx<Self>) {}
+}
+
+/// Something that an actor can be told or asked.
+pub trait Message: Send + 'static {
+    /// The answer; `()` for what is only told.
+    type Reply: Send + 'static;
+}
+
+/// How an actor handles a message of type `M`.
+pub trait Handler<M: Message>: Actor {
+    /// Handles one message. Must not block: other actors share the thread. Use [`Ctx::pipe`] and [`Ctx::defer`] for what takes time.
+    fn handle(&mut self, msg: M, ctx: &mut Ctx<Self>) -> Reply<M::Reply>;
+}
+
+/// What an actor's monitor reports, exactly once for each monitor (OTP `DOWN`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Down {
+    /// What [`Ctx::monitor`] returned.
+    pub monitor: MonitorRef,
+    /// Who ended.
+    pub pid: Pid,
+    /// Why; [`Exit::NoProc`] when it had ended before it was monitored.
+    pub reason: Exit,
+}
+
+/// The result of handling a message.
+pub enum Reply<R> {
+    /// The answer.
+    Now(R),
+    /// The answer comes later, through the [`Replier`] (OTP `{noreply, State}`). Made by [`Ctx::defer`].
+    Later(Later<R>),
+}
+
+impl<R> From<R> for Reply<R> {
+    fn from(reply: R) -> Self {
+        Reply::Now(reply)
+    }
+}
+
+/// The place where a late answer meets the one who asked.
+pub struct Later<R>(Arc<Mutex<Slot<R>>>);
+
+/// Answers a message after its handler has returned (OTP `gen_server:reply`). Dropped unused, the asker gets
+/// [`crate::AskError::NoReply`].
+pub struct Replier<R> {
+    slot: Option<Arc<Mutex<Slot<R>>>>,
+    pid: Pid,
+}
+
+/// An answer on its way, or the news that there will be none.
+pub(crate) type Answer<R> = Result<R, NoReply>;
+/// The replier was dropped by an actor that lives on.
+#[derive(Debug)]
+pub(crate) struct NoReply;
+
+enum Slot<R> {
+    Empty,
+    Asker(oneshot::Sender<Answer<R>>),
+    Answer(Answer<R>),
+    Done,
+}
+
+impl<R> Reply<R> {
+    pub(crate) fn later(pid: Pid) -> (Self, Replier<R>) {
+        let slot = Arc::new(Mutex::new(Slot::Empty));
+        (Reply::Later(Later(slot.clone())), Replier { slot: Some(slot), pid })
+    }
+
+    /// Brings the answer to the asker, if there is one.
+    pub(crate) fn resolve(self, asker: Option<oneshot::Sender<Answer<R>>>) {
+        match self {
+            Reply::Now(reply) => {
+                if let Some(asker) = asker {
+                    // The asker may have given up.
+                    let _ = asker.send(Ok(reply));
+                }
+            }
+            Reply::Later(Later(slot)) => {
+                let Some(asker) = asker else { return };
+                let mut slot = slot.lock();
+                match std::mem::replace(&mut *slot, Slot::Done) {
+                    Slot::Answer(answer) => {
+                        let _ = asker.send(answer);
+                    }
+                    _ => *slot = Slot::Asker(asker),
+                }
+            }
+        }
+    }
+}
+
+impl<R> Replier<R> {
+    /// Answers. Does nothing when the message was told, or the asker has given up.
+    pub fn reply(mut self, reply: R) {
+        self.give(Ok(reply));
+    }
+
+    fn give(&mut self, answer: Answer<R>) {
+        let Some(slot) = self.slot.take() else { return };
+        let mut slot = slot.lock();
+        match std::mem::replace(&mut *slot, Slot::Done) {
+            Slot::Asker(asker) => {
+                let _ = asker.send(answer);
+            }
+            _ => *slot = Slot::Answer(answer),
+        }
+    }
+}
+
+impl<R> Drop for Replier<R> {
+    fn drop(&mut self) {
+        // When the actor ends, the asker shall learn its exit: the closed channel leads it there.
+        if !std::thread::panicking() && !self.pid.ending() {
+            self.give(Err(NoReply));
+        }
+    }
+}

@@ -1,0 +1,450 @@
+//! The identity of one incarnation, and the cell beneath it: signals, watchers, the account of the mailbox, the exit.
+//!
+//! Must never run user code. Shared by the running actor, its supervisor, its references, its watchers.
+
+use crate::actor::Down;
+use crate::error::SendError;
+use crate::exit::Exit;
+use futures::task::AtomicWaker;
+use parking_lot::Mutex;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
+use std::task::Waker;
+use tokio::sync::{Notify, oneshot};
+
+/// One incarnation of an actor or a supervisor. A restarted actor has another pid, and the same path.
+#[derive(Clone)]
+pub struct Pid(Arc<Cell>);
+
+/// One monitor. Compares equal only to itself.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MonitorRef {
+    pub(crate) target: Pid,
+    watch: u64,
+}
+
+/// Someone asked for a stop.
+pub(crate) const STOP: u8 = 1;
+/// Someone killed it.
+pub(crate) const KILL: u8 = 2;
+/// There are signals to deliver.
+pub(crate) const SIGNAL: u8 = 4;
+/// A subtree has ended.
+pub(crate) const SUBTREE: u8 = 8;
+/// It takes no more messages.
+const ENDING: u8 = 16;
+const DEAD: u8 = 32;
+const REQUESTS: u8 = STOP | KILL | SIGNAL | SUBTREE;
+
+struct Cell {
+    id: u64,
+    path: Arc<str>,
+    flags: AtomicU8,
+    waker: AtomicWaker,
+    mailbox: Account,
+    control: Mutex<Control>,
+}
+
+/// How many messages are queued. actix's own bound grows with each sender, so this one decides.
+struct Account {
+    max: usize,
+    queued: AtomicUsize,
+    handled: AtomicU64,
+    waiting: AtomicUsize,
+    room: Notify,
+}
+
+#[derive(Default)]
+struct Control {
+    stop: Option<Exit>,
+    exit: Option<Exit>,
+    next_watch: u64,
+    watchers: BTreeMap<u64, Watcher>,
+    links: Vec<Pid>,
+    /// At most one for each monitor and link that the actor made, or that was made to it.
+    signals: VecDeque<Signal>,
+    /// At most one for each subtree that the actor supervises.
+    subtree_exits: VecDeque<(u64, Exit)>,
+}
+
+enum Watcher {
+    Monitor(Pid),
+    Once(oneshot::Sender<Exit>),
+}
+
+/// What reaches an actor outside its mailbox.
+pub(crate) enum Signal {
+    Down(Down),
+    Exit { from: Pid, reason: Exit },
+}
+
+impl Pid {
+    pub(crate) fn new(id: u64, path: Arc<str>, mailbox: usize) -> Self {
+        Pid(Arc::new(Cell {
+            id,
+            path,
+            flags: AtomicU8::new(0),
+            waker: AtomicWaker::new(),
+            mailbox: Account {
+                max: mailbox,
+                queued: AtomicUsize::new(0),
+                handled: AtomicU64::new(0),
+                waiting: AtomicUsize::new(0),
+                room: Notify::new(),
+            },
+            control: Mutex::default(),
+        }))
+    }
+
+    /// The actor that runs on this thread now, if any (OTP `self()`).
+    pub fn current() -> Option<Pid> {
+        CURRENT.with(|current| current.borrow().clone())
+    }
+
+    /// Its place in the tree, shared by all its incarnations.
+    pub fn path(&self) -> &str {
+        &self.0.path
+    }
+
+    /// Its number, unique within its system.
+    pub fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    /// Whether it has not ended yet.
+    pub fn is_alive(&self) -> bool {
+        self.0.flags.load(Acquire) & DEAD == 0
+    }
+
+    /// Waits until it has ended, and says why. At once if it has.
+    pub async fn exited(&self) -> Exit {
+        let (watch, ended) = {
+            let mut control = self.0.control.lock();
+            if let Some(exit) = &control.exit {
+                return exit.clone();
+            }
+            let (tx, rx) = oneshot::channel();
+            (control.watch(Watcher::Once(tx)), rx)
+        };
+        let _unwatch = Unwatch { pid: self, watch };
+        ended.await.unwrap_or(Exit::ArbiterGone)
+    }
+
+    /// Why it ended; `None` while it lives.
+    pub fn exit(&self) -> Option<Exit> {
+        self.0.control.lock().exit.clone()
+    }
+
+    /// Asks it to stop with this reason. It jumps the mailbox; the first reason counts.
+    pub fn stop(&self, reason: Exit) {
+        self.0.control.lock().stop.get_or_insert(reason);
+        self.raise(STOP);
+    }
+
+    /// Ends it without asking; its `stopping` is not run. A handler that runs just now returns first.
+    pub fn kill(&self) {
+        self.raise(KILL);
+    }
+
+    // ---- for the shell and the driver -------------------------------------------------------------------------------------
+
+    pub(crate) fn arc_path(&self) -> &Arc<str> {
+        &self.0.path
+    }
+
+    pub(crate) fn register(&self, waker: &Waker) {
+        self.0.waker.register(waker);
+    }
+
+    /// Takes the requests raised since the last call.
+    pub(crate) fn take_requests(&self) -> u8 {
+        if self.0.flags.load(Acquire) & REQUESTS == 0 {
+            return 0;
+        }
+        self.0.flags.fetch_and(!REQUESTS, AcqRel) & REQUESTS
+    }
+
+    pub(crate) fn stop_reason(&self) -> Exit {
+        self.0.control.lock().stop.clone().unwrap_or(Exit::Shutdown)
+    }
+
+    pub(crate) fn next_signal(&self) -> Option<Signal> {
+        self.0.control.lock().signals.pop_front()
+    }
+
+    pub(crate) fn next_subtree_exit(&self) -> Option<(u64, Exit)> {
+        self.0.control.lock().subtree_exits.pop_front()
+    }
+
+    pub(crate) fn subtree_exited(&self, subtree: u64, exit: Exit) {
+        self.0.control.lock().subtree_exits.push_back((subtree, exit));
+        self.raise(SUBTREE);
+    }
+
+    /// From now on messages are refused.
+    pub(crate) fn set_ending(&self) {
+        self.0.flags.fetch_or(ENDING, AcqRel);
+        self.0.mailbox.room.notify_waiters();
+    }
+
+    pub(crate) fn ending(&self) -> bool {
+        self.0.flags.load(Acquire) & (ENDING | DEAD) != 0
+    }
+
+    /// Ends it: watchers and links learn the reason, once.
+    pub(crate) fn set_exit(&self, exit: &Exit) {
+        let (watchers, links) = {
+            let mut control = self.0.control.lock();
+            if control.exit.is_some() {
+                return;
+            }
+            control.exit = Some(exit.clone());
+            self.0.flags.fetch_or(ENDING | DEAD, AcqRel);
+            control.signals = VecDeque::new();
+            (std::mem::take(&mut control.watchers), std::mem::take(&mut control.links))
+        };
+        self.0.mailbox.room.notify_waiters();
+        for (watch, watcher) in watchers {
+            match watcher {
+                Watcher::Monitor(by) => {
+                    let monitor = MonitorRef { target: self.clone(), watch };
+                    by.signal(Signal::Down(Down { monitor, pid: self.clone(), reason: exit.clone() }));
+                }
+                Watcher::Once(tx) => {
+                    let _ = tx.send(exit.clone());
+                }
+            }
+        }
+        for link in links {
+            link.0.control.lock().links.retain(|other| other != self);
+            link.signal(Signal::Exit { from: self.clone(), reason: exit.clone() });
+        }
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        {
+            let mut control = self.0.control.lock();
+            if control.exit.is_some() {
+                return;
+            }
+            control.signals.push_back(signal);
+        }
+        self.raise(SIGNAL);
+    }
+
+    /// `by` monitors this. One that has ended already is reported at once.
+    pub(crate) fn monitored_by(&self, by: &Pid) -> MonitorRef {
+        let mut control = self.0.control.lock();
+        if control.exit.is_none() {
+            let watch = control.watch(Watcher::Monitor(by.clone()));
+            return MonitorRef { target: self.clone(), watch };
+        }
+        let watch = control.next_watch;
+        control.next_watch += 1;
+        drop(control);
+        let monitor = MonitorRef { target: self.clone(), watch };
+        by.signal(Signal::Down(Down { monitor: monitor.clone(), pid: self.clone(), reason: Exit::NoProc }));
+        monitor
+    }
+
+    /// Links both ways. A second link between the same two changes nothing.
+    pub(crate) fn link(&self, other: &Pid) {
+        if self == other {
+            return;
+        }
+        {
+            let mut control = other.0.control.lock();
+            if control.exit.is_some() {
+                drop(control);
+                return self.signal(Signal::Exit { from: other.clone(), reason: Exit::NoProc });
+            }
+            if !control.links.contains(self) {
+                control.links.push(self.clone());
+            }
+        }
+        let mut control = self.0.control.lock();
+        if !control.links.contains(other) {
+            control.links.push(other.clone());
+        }
+    }
+
+    pub(crate) fn unlink(&self, other: &Pid) {
+        self.0.control.lock().links.retain(|pid| pid != other);
+        other.0.control.lock().links.retain(|pid| pid != self);
+    }
+
+    fn raise(&self, flag: u8) {
+        self.0.flags.fetch_or(flag, AcqRel);
+        self.0.waker.wake();
+    }
+
+    // ---- the account of the mailbox ---------------------------------------------------------------------------------------
+
+    /// Takes room for one message.
+    pub(crate) fn reserve(&self) -> Result<(), SendError> {
+        if self.ending() {
+            return Err(SendError::Closed);
+        }
+        let mailbox = &self.0.mailbox;
+        mailbox
+            .queued
+            .fetch_update(SeqCst, SeqCst, |queued| (queued < mailbox.max).then_some(queued + 1))
+            .map(|_| ())
+            .map_err(|_| SendError::Full)
+    }
+
+    /// Waits for room. Fails only when the actor ends.
+    pub(crate) async fn reserve_when_free(&self) -> Result<(), SendError> {
+        match self.reserve() {
+            Err(SendError::Full) => {}
+            done => return done,
+        }
+        let mailbox = &self.0.mailbox;
+        let _waiting = Waiting::new(&mailbox.waiting);
+        loop {
+            let mut room = std::pin::pin!(mailbox.room.notified());
+            // Enabled before the next look, so that room made in between is not missed.
+            room.as_mut().enable();
+            match self.reserve() {
+                Err(SendError::Full) => room.await,
+                done => return done,
+            }
+        }
+    }
+
+    /// A message has left the mailbox.
+    pub(crate) fn release(&self) {
+        let mailbox = &self.0.mailbox;
+        mailbox.queued.fetch_sub(1, SeqCst);
+        if mailbox.waiting.load(SeqCst) > 0 {
+            mailbox.room.notify_one();
+        }
+        mailbox.handled.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn queue_len(&self) -> usize {
+        self.0.mailbox.queued.load(Relaxed)
+    }
+
+    pub(crate) fn queue_max(&self) -> usize {
+        self.0.mailbox.max
+    }
+
+    pub(crate) fn messages(&self) -> u64 {
+        self.0.mailbox.handled.load(Relaxed)
+    }
+}
+
+impl PartialEq for Pid {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Pid {}
+
+impl Hash for Pid {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.id.hash(state);
+    }
+}
+
+impl fmt::Debug for Pid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "<{}#{}>", self.0.path, self.0.id)
+    }
+}
+
+impl fmt::Display for Pid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{}", self.0.path, self.0.id)
+    }
+}
+
+impl MonitorRef {
+    /// Removes the monitor from its target.
+    pub(crate) fn cancel(&self) {
+        self.target.0.control.lock().watchers.remove(&self.watch);
+    }
+}
+
+impl Control {
+    fn watch(&mut self, watcher: Watcher) -> u64 {
+        let watch = self.next_watch;
+        self.next_watch += 1;
+        self.watchers.insert(watch, watcher);
+        watch
+    }
+}
+
+/// Takes a waiter for the exit off the list when it is no longer waited for.
+struct Unwatch<'a> {
+    pid: &'a Pid,
+    watch: u64,
+}
+
+impl Drop for Unwatch<'_> {
+    fn drop(&mut self) {
+        self.pid.0.control.lock().watchers.remove(&self.watch);
+    }
+}
+
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, SeqCst);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, SeqCst);
+    }
+}
+
+/// A switch that a timer or task looks at before it runs; shared with its [`crate::TaskRef`].
+#[derive(Default)]
+pub(crate) struct Cancel {
+    cancelled: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Cancel {
+    pub(crate) fn cancel(&self) {
+        self.cancelled.store(true, SeqCst);
+        self.waker.wake();
+    }
+
+    /// Whether it is cancelled; if not, `waker` is woken when it will be.
+    pub(crate) fn poll(&self, waker: &Waker) -> bool {
+        self.waker.register(waker);
+        self.cancelled.load(SeqCst)
+    }
+}
+
+thread_local!(static CURRENT: RefCell<Option<Pid>> = const { RefCell::new(None) });
+
+/// Makes `pid` the current one of this thread until it is dropped.
+pub(crate) struct Entered(Option<Pid>);
+
+impl Entered {
+    pub(crate) fn new(pid: &Pid) -> Self {
+        Entered(CURRENT.with(|current| current.replace(Some(pid.clone()))))
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let previous = self.0.take();
+        // Replaced before it is dropped: dropping the last reference inside the borrow could come back here.
+        let gone = CURRENT.with(|current| current.replace(previous));
+        drop(gone);
+    }
+}

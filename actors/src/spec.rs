@@ -1,0 +1,234 @@
+//! What a supervisor is told about its children (OTP: child specification, supervisor flags). Plain data and factories.
+//!
+//! Must never hold anything of a running actor. Written by whoever builds a tree; read by the supervisor.
+
+use crate::actor::Actor;
+use crate::shell::{Factory, WorkerFactory};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a worker may take to stop before it is killed, unless its spec says otherwise (OTP: 5 s).
+pub const WORKER_SHUTDOWN_MS: u64 = 5_000;
+/// How many messages a mailbox holds, unless the spec says otherwise. When full: `tell` fails, `send` and `ask` wait.
+pub const MAILBOX_MESSAGES: usize = 1_024;
+/// How many restarts a supervisor allows within [`RESTART_PERIOD_MS`], unless its spec says otherwise (OTP: 1).
+pub const RESTART_INTENSITY: u32 = 1;
+/// The window in which restarts are counted, unless the spec says otherwise (OTP: 5 s).
+pub const RESTART_PERIOD_MS: u64 = 5_000;
+
+/// When a child that has ended is started again (OTP `restart`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Restart {
+    /// Always.
+    #[default]
+    Permanent,
+    /// Only after an abnormal exit, see [`crate::Exit::is_abnormal`].
+    Transient,
+    /// Never; the child is forgotten when it ends.
+    Temporary,
+}
+
+/// How a child is stopped (OTP `shutdown`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Killed at once.
+    Brutal,
+    /// Asked to stop, and killed when it has not ended after this time.
+    Timeout(Duration),
+    /// Asked to stop, and waited for however long it takes. The default for supervisors.
+    Infinity,
+}
+
+/// Which children share the fate of one that ended (OTP `strategy`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Strategy {
+    /// Only the child itself is restarted.
+    #[default]
+    OneForOne,
+    /// All are stopped in reverse order and started again in order.
+    OneForAll,
+    /// Those started after it are stopped in reverse order, and it and they are started again in order.
+    RestForOne,
+    /// Like `OneForOne` for many children without order among them: they start and stop in parallel, and a child that ends for good
+    /// is forgotten (OTP `simple_one_for_one`, but children have ids and each its own spec).
+    Dynamic,
+}
+
+/// How restarts of one child are delayed. OTP has no such thing; a child without it is restarted at once.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Backoff {
+    /// Delay of the first restart. Zero restarts at once.
+    pub initial: Duration,
+    /// Delay of the second restart.
+    pub step: Duration,
+    /// What the delay is multiplied with for each further restart.
+    pub factor: f64,
+    /// The longest delay.
+    pub max: Duration,
+    /// A child that ran this long before it ended starts over with `initial`.
+    pub reset_after: Duration,
+    /// The delay is shortened by a random part of up to this share, 0.0 to 1.0, so that many children do not return at the same moment.
+    pub jitter: f64,
+}
+
+impl Default for Backoff {
+    /// At once, then 100 ms, doubling up to 30 s; a minute of running resets it; a tenth of jitter.
+    fn default() -> Self {
+        Backoff {
+            initial: Duration::ZERO,
+            step: Duration::from_millis(100),
+            factor: 2.0,
+            max: Duration::from_secs(30),
+            reset_after: Duration::from_secs(60),
+            jitter: 0.1,
+        }
+    }
+}
+
+/// On which arbiter (thread) a child runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Placement {
+    /// On its supervisor's arbiter: restarts need no wake-up of another thread.
+    #[default]
+    Inherit,
+    /// On the arbiters of the system in turn.
+    Spread,
+    /// On this arbiter, counted from 0 and taken modulo the number of arbiters.
+    Arbiter(usize),
+}
+
+/// One child of a supervisor.
+#[derive(Clone)]
+pub struct ChildSpec {
+    pub(crate) id: Arc<str>,
+    pub(crate) restart: Restart,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) backoff: Option<Backoff>,
+    pub(crate) mailbox: usize,
+    pub(crate) placement: Placement,
+    pub(crate) start: Start,
+}
+
+#[derive(Clone)]
+pub(crate) enum Start {
+    Actor(Arc<dyn Factory>),
+    Supervisor(Arc<dyn Fn() -> SupervisorSpec + Send + Sync>),
+}
+
+impl ChildSpec {
+    /// An actor. `make` is run for each incarnation, on the thread that the actor will live on.
+    pub fn actor<A: Actor>(id: impl Into<String>, make: impl Fn() -> A + Send + Sync + 'static) -> Self {
+        ChildSpec {
+            id: id.into().into(),
+            restart: Restart::Permanent,
+            shutdown: Shutdown::Timeout(Duration::from_millis(WORKER_SHUTDOWN_MS)),
+            backoff: None,
+            mailbox: MAILBOX_MESSAGES,
+            placement: Placement::Inherit,
+            start: Start::Actor(Arc::new(WorkerFactory::new(make))),
+        }
+    }
+
+    /// A subtree. `make` is run for each incarnation; the id given here is its name, not the one in the spec that `make` returns.
+    pub fn supervisor(id: impl Into<String>, make: impl Fn() -> SupervisorSpec + Send + Sync + 'static) -> Self {
+        ChildSpec {
+            id: id.into().into(),
+            restart: Restart::Permanent,
+            shutdown: Shutdown::Infinity,
+            backoff: None,
+            mailbox: 0,
+            placement: Placement::Inherit,
+            start: Start::Supervisor(Arc::new(make)),
+        }
+    }
+
+    /// When it is started again after it ended.
+    pub fn restart(mut self, restart: Restart) -> Self {
+        self.restart = restart;
+        self
+    }
+
+    /// How it is stopped.
+    pub fn shutdown(mut self, shutdown: Shutdown) -> Self {
+        self.shutdown = shutdown;
+        self
+    }
+
+    /// How many messages its mailbox holds; at least one. Means nothing for a supervisor.
+    pub fn mailbox(mut self, messages: usize) -> Self {
+        self.mailbox = messages.max(1);
+        self
+    }
+
+    /// Delays its restarts.
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = Some(backoff);
+        self
+    }
+
+    /// On which arbiter it runs.
+    pub fn placement(mut self, placement: Placement) -> Self {
+        self.placement = placement;
+        self
+    }
+
+    /// Its name among its siblings.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl std::fmt::Debug for ChildSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ChildSpec")
+            .field("id", &self.id)
+            .field("restart", &self.restart)
+            .field("shutdown", &self.shutdown)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A supervisor and the children that it starts with, in order.
+#[derive(Clone, Debug)]
+pub struct SupervisorSpec {
+    pub(crate) id: Arc<str>,
+    pub(crate) strategy: Strategy,
+    /// Restarts allowed within the period; `None` is without limit.
+    pub(crate) intensity: Option<(u32, Duration)>,
+    pub(crate) children: Vec<ChildSpec>,
+}
+
+impl SupervisorSpec {
+    /// A supervisor without children, with OTP's intensity of 1 restart in 5 s.
+    pub fn new(id: impl Into<String>, strategy: Strategy) -> Self {
+        SupervisorSpec {
+            id: id.into().into(),
+            strategy,
+            intensity: Some((RESTART_INTENSITY, Duration::from_millis(RESTART_PERIOD_MS))),
+            children: Vec::new(),
+        }
+    }
+
+    /// Gives up at more than `restarts` restarts within `period`.
+    pub fn intensity(mut self, restarts: u32, period: Duration) -> Self {
+        self.intensity = Some((restarts, period));
+        self
+    }
+
+    /// Restarts for ever. Wants a [`Backoff`] on its children.
+    pub fn unlimited(mut self) -> Self {
+        self.intensity = None;
+        self
+    }
+
+    /// Adds a child, started after those added before.
+    pub fn child(mut self, child: ChildSpec) -> Self {
+        self.children.push(child);
+        self
+    }
+
+    /// Its name.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+}

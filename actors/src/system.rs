@@ -1,0 +1,231 @@
+//! The actor system: the arbiters, the registry and the top-level supervisors of one node.
+//!
+//! Must never be a global: many systems live in one process. Made by whoever embeds the crate.
+
+use crate::actor::Actor;
+use crate::arbiter::Arbiter;
+use crate::error::{BuildError, StartError};
+use crate::exit::Exit;
+use crate::inspect::{ActorInfo, TREE_EVENTS, TreeEvent};
+use crate::panic::install_hook;
+use crate::pid::Pid;
+use crate::refs::{Inbox, Named, Ref};
+use crate::registry::Registry;
+use crate::shell::{ExitGuard, Report, Reporter};
+use crate::spec::{Placement, SupervisorSpec};
+use crate::supervisor::{SupervisorRef, launch};
+use parking_lot::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use tokio::sync::{broadcast, oneshot};
+
+/// A node's actors. Clones are the same system; when the last one made by [`System::builder`] is dropped, its threads end.
+#[derive(Clone)]
+pub struct System {
+    inner: Arc<Inner>,
+    /// `None` in handles that actors hold: they would keep the system, and so themselves, alive.
+    _owner: Option<Arc<Owner>>,
+}
+
+pub(crate) struct Inner {
+    name: String,
+    pub(crate) registry: Registry,
+    arbiters: Vec<Arc<Arbiter>>,
+    next_arbiter: AtomicUsize,
+    next_pid: AtomicU64,
+    events: broadcast::Sender<TreeEvent>,
+    /// In the order of their start.
+    tops: Mutex<Vec<Pid>>,
+    down: AtomicBool,
+}
+
+struct Owner(Arc<Inner>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.0.down.store(true, SeqCst);
+        for arbiter in &self.0.arbiters {
+            arbiter.stop();
+        }
+    }
+}
+
+/// Settings of a new [`System`].
+pub struct SystemBuilder {
+    name: String,
+    arbiters: usize,
+    local: bool,
+}
+
+impl SystemBuilder {
+    /// How many threads run actors; at least one, and one unless set.
+    pub fn arbiters(mut self, threads: usize) -> Self {
+        self.arbiters = threads.max(1);
+        self
+    }
+
+    /// Everything runs on the tokio `LocalSet` that `build` is called in: no threads, and time can be simulated.
+    pub fn local(mut self) -> Self {
+        self.local = true;
+        self
+    }
+
+    /// Starts the threads.
+    pub fn build(self) -> Result<System, BuildError> {
+        install_hook();
+        let arbiters = if self.local {
+            // tokio panics outside a LocalSet: an error of the embedder's, which deserves a sentence.
+            vec![crate::panic::guarded(Arbiter::local).map_err(|_| BuildError::NoLocalSet)?]
+        } else {
+            (0..self.arbiters)
+                .map(|i| Arbiter::thread(format!("{}-actors-{i}", self.name)))
+                .collect::<Result<_, _>>()?
+        };
+        let inner = Arc::new(Inner {
+            name: self.name,
+            registry: Registry::default(),
+            arbiters,
+            next_arbiter: AtomicUsize::new(0),
+            next_pid: AtomicU64::new(1),
+            events: broadcast::Sender::new(TREE_EVENTS),
+            tops: Mutex::default(),
+            down: AtomicBool::new(false),
+        });
+        let owner = Arc::new(Owner(inner.clone()));
+        Ok(System { inner, _owner: Some(owner) })
+    }
+}
+
+impl System {
+    /// A new system; `name` is the node's.
+    pub fn builder(name: impl Into<String>) -> SystemBuilder {
+        SystemBuilder { name: name.into(), arbiters: 1, local: false }
+    }
+
+    pub(crate) fn guest(inner: Arc<Inner>) -> Self {
+        System { inner, _owner: None }
+    }
+
+    /// The node's name.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Starts a top-level supervisor at the path `<id>` and waits until all its first children are up. When it gives up later, that is
+    /// logged and seen through [`SupervisorRef::pid`]; nobody restarts it.
+    pub async fn start(&self, spec: SupervisorSpec) -> Result<SupervisorRef, StartError> {
+        if self.inner.down.load(SeqCst) {
+            return Err(StartError::SystemDown);
+        }
+        let path: Arc<str> = spec.id().into();
+        if self.inner.registry.find(&path).is_some() {
+            return Err(StartError::AlreadyRunning(path.to_string()));
+        }
+        let pid = self.inner.pid(path, 0);
+        let (up, started) = oneshot::channel();
+        let mut up = Some(up);
+        let reporter = Reporter::new(move |report| {
+            if let (Report::Started, Some(up)) = (report, up.take()) {
+                let _ = up.send(());
+            }
+        });
+        {
+            let mut tops = self.inner.tops.lock();
+            tops.retain(Pid::is_alive);
+            tops.push(pid.clone());
+        }
+        let exit = ExitGuard::new(pid.clone(), self.inner.clone(), reporter).rootless();
+        let (inner, own) = (self.inner.clone(), pid.clone());
+        let (give, take) = oneshot::channel();
+        self.inner.arbiter(Placement::Spread).run(Box::new(move || {
+            let _ = give.send(launch(spec, own, inner, exit, false));
+        }));
+        let supervisor = take.await.map_err(|_| StartError::SystemDown)?;
+        match started.await {
+            Ok(()) => Ok(supervisor),
+            Err(_) => Err(StartError::Failed(pid.exited().await)),
+        }
+    }
+
+    /// Who runs at a path now.
+    pub fn whereis(&self, path: &str) -> Option<Pid> {
+        self.inner.registry.find(path)
+    }
+
+    /// The actor of type `A` that runs at a path now.
+    pub fn lookup<A: Actor>(&self, path: &str) -> Option<Ref<A>> {
+        self.inner.lookup(path)
+    }
+
+    /// A reference to whoever runs at a path whenever it is used.
+    pub fn named<A: Actor>(&self, path: &str) -> Named<A> {
+        Named::new(path, self.inner.clone())
+    }
+
+    /// All actors and supervisors, in the order of their paths.
+    pub fn tree(&self) -> Vec<ActorInfo> {
+        self.inner.registry.tree()
+    }
+
+    /// What changes in the tree from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<TreeEvent> {
+        self.inner.events.subscribe()
+    }
+
+    /// Stops the top-level supervisors, last come first, then the threads.
+    pub async fn shutdown(&self) {
+        self.inner.down.store(true, SeqCst);
+        let tops = std::mem::take(&mut *self.inner.tops.lock());
+        for pid in tops.into_iter().rev() {
+            pid.stop(Exit::Shutdown);
+            pid.exited().await;
+        }
+        for arbiter in &self.inner.arbiters {
+            arbiter.stop();
+        }
+        let arbiters = self.inner.arbiters.clone();
+        // Joining blocks, and the caller may share its thread with others.
+        let _ = tokio::task::spawn_blocking(move || arbiters.iter().for_each(|arbiter| arbiter.join())).await;
+    }
+
+    /// Ends everything at once, as if the process had died: nothing is asked, no `stopping` runs.
+    pub fn kill(&self) {
+        self.inner.down.store(true, SeqCst);
+        for pid in self.inner.registry.live() {
+            pid.kill();
+        }
+        for arbiter in &self.inner.arbiters {
+            arbiter.stop();
+        }
+        for arbiter in &self.inner.arbiters {
+            arbiter.join();
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn pid(&self, path: Arc<str>, mailbox: usize) -> Pid {
+        Pid::new(self.next_pid.fetch_add(1, Relaxed), path, mailbox)
+    }
+
+    pub(crate) fn event(&self, event: TreeEvent) {
+        // Nobody may be listening.
+        let _ = self.events.send(event);
+    }
+
+    pub(crate) fn lookup<A: Actor>(&self, path: &str) -> Option<Ref<A>> {
+        self.registry.inbox(path)?.downcast::<Inbox<A>>().ok().map(Ref::from_inbox)
+    }
+
+    pub(crate) fn arbiter(&self, placement: Placement) -> &Arc<Arbiter> {
+        let n = self.arbiters.len();
+        let current = || self.arbiters.iter().position(|arbiter| arbiter.is_current());
+        let index = match placement {
+            Placement::Inherit => current().unwrap_or(0),
+            Placement::Spread => self.next_arbiter.fetch_add(1, Relaxed) % n,
+            Placement::Arbiter(i) => i % n,
+        };
+        &self.arbiters[index]
+    }
+}

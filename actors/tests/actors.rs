@@ -1,0 +1,229 @@
+//! What is promised of single actors: panics, mailboxes, asks, monitors, links, own subtrees, fair turns, the end of a system.
+
+mod support;
+
+use phalanx_actors::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+use support::*;
+
+async fn pair(log: &Log) -> (System, Ref<Probe>, Ref<Probe>) {
+    let system = system();
+    let spec = SupervisorSpec::new("s", Strategy::OneForOne)
+        .unlimited()
+        .child(probe("a", log).restart(Restart::Temporary))
+        .child(probe("b", log).restart(Restart::Temporary));
+    system.start(spec).await.expect("started");
+    log.take();
+    let refs = (system.lookup("s/a").expect("a"), system.lookup("s/b").expect("b"));
+    (system, refs.0, refs.1)
+}
+
+#[tokio::test]
+async fn a_monitor_fires_exactly_once_also_for_the_dead() {
+    let log = Log::default();
+    let (system, a, b) = pair(&log).await;
+    a.ask(Do::Monitor(b.pid())).await.expect("asked");
+    b.ask(Do::Panic).await.expect_err("dies");
+    a.ask(Do::Monitor(b.pid())).await.expect("asked");
+    a.ask(Do::Ping).await.expect("lives");
+    log.wait(2).await;
+    let seen = log.take();
+    assert!(seen.starts_with("down:s/b:panic at "), "{seen}");
+    assert!(seen.ends_with("down:s/b:no such process"), "{seen}");
+    system.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_linked_actor_dies_along_unless_it_traps_exits() {
+    let log = Log::default();
+    let (system, a, b) = pair(&log).await;
+    a.ask(Do::Link(b.pid())).await.expect("linked");
+    b.stop(Exit::Error("x".into()));
+    assert_eq!(a.pid().exited().await, Exit::Error("x".into()));
+    system.shutdown().await;
+
+    let (system, a, b) = pair(&log).await;
+    a.ask(Do::TrapAndLink(b.pid())).await.expect("linked");
+    b.stop(Exit::Error("x".into()));
+    b.pid().exited().await;
+    a.ask(Do::Ping).await.expect("lives");
+    assert!(log.take().ends_with("exit:s/b:x"));
+    system.shutdown().await;
+
+    let (system, a, b) = pair(&log).await;
+    a.ask(Do::Link(b.pid())).await.expect("linked");
+    b.stop(Exit::Normal);
+    b.pid().exited().await;
+    a.ask(Do::Ping).await.expect("a normal exit harms nobody");
+    system.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_full_mailbox_refuses_tells_and_makes_senders_wait() {
+    let log = Log::default();
+    let system = System::builder("t").arbiters(2).build().expect("system");
+    let spec = SupervisorSpec::new("s", Strategy::OneForOne).child(probe("a", &log).mailbox(3));
+    system.start(spec).await.expect("started");
+    let a = system.lookup::<Probe>("s/a").expect("a");
+    a.tell(Do::Hang(Duration::from_millis(100))).expect("told");
+    while system.tree()[1].queue_len > 0 {
+        tokio::task::yield_now().await;
+    }
+    for clone in [a.clone(), a.clone(), a.clone()] {
+        clone.tell(Do::Ping).expect("room");
+    }
+    assert_eq!(a.clone().tell(Do::Ping), Err(SendError::Full), "a clone brings no room of its own");
+    assert_eq!(system.tree()[1].queue_len, 3);
+    a.send(Do::Ping).await.expect("waited");
+    a.ask(Do::Ping).await.expect("waited");
+    assert_eq!(system.tree()[1].messages, 6);
+    system.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_ask_ends_with_the_exit_of_an_actor_that_dies() {
+    let log = Log::default();
+    let (system, a, _b) = pair(&log).await;
+    let error = a.ask(Do::Panic).await.expect_err("dies");
+    assert!(matches!(&error, AskError::Exited(Exit::Panic { message, .. }) if message == "asked to"), "{error}");
+    assert_eq!(a.ask(Do::Ping).await, Err(AskError::NoProc));
+    assert_eq!(a.tell(Do::Ping), Err(SendError::Closed));
+    assert_eq!(system.named::<Probe>("s/nobody").tell(Do::Ping), Err(SendError::NoProc));
+    system.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_panic_in_drop_while_a_panic_unwinds_ends_the_actor_only() {
+    let log = Log::default();
+    let system = system();
+    let (own, count) = (log.clone(), Arc::new(AtomicU64::new(0)));
+    let made = count.clone();
+    let child = ChildSpec::actor("a", move || {
+        let deaf = made.fetch_add(1, SeqCst) < 2;
+        Probe { name: "a".into(), log: own.clone(), faults: Faults::default(), deaf }
+    });
+    system.start(SupervisorSpec::new("s", Strategy::OneForOne).unlimited().child(child)).await.expect("started");
+    for _ in 0..2 {
+        let old = system.whereis("s/a").expect("a");
+        tell(&system, "s/a", Do::Panic).await;
+        reborn(&system, "s/a", &old).await;
+    }
+    assert_eq!(count.load(SeqCst), 3);
+    system.shutdown().await;
+}
+
+#[tokio::test]
+async fn an_actors_own_subtree_ends_before_it_and_takes_it_along_when_it_gives_up() {
+    let log = Log::default();
+    let (system, a, b) = pair(&log).await;
+    let inner = log.clone();
+    let make = Arc::new(move || {
+        SupervisorSpec::new("kids", Strategy::OneForOne).intensity(0, Duration::from_secs(5)).child(probe("k", &inner))
+    });
+    a.ask(Do::Supervise(make.clone())).await.expect("asked");
+    b.ask(Do::Supervise(make)).await.expect("asked");
+    log.wait(2).await;
+    assert_eq!(log.take(), "+k +k");
+    a.stop(Exit::Shutdown);
+    assert_eq!(a.pid().exited().await, Exit::Shutdown);
+    assert_eq!(log.take(), "-k -a", "the subtree first");
+    tell(&system, "s/b/kids/k", Do::Panic).await;
+    assert!(matches!(b.pid().exited().await, Exit::RestartIntensity { .. }));
+    system.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_flooded_actor_leaves_its_neighbours_their_turns() {
+    let log = Log::default();
+    let (system, a, b) = pair(&log).await;
+    let flood = tokio::spawn(async move {
+        for _ in 0..200_000 {
+            a.send(Do::Ping).await.expect("sent");
+        }
+    });
+    let mut answered = 0;
+    while !flood.is_finished() {
+        b.ask(Do::Ping).await.expect("answered");
+        answered += 1;
+    }
+    // Each turn of the flooded actor is at most 64 messages; its neighbour needs one turn for each answer.
+    assert!(answered >= 20, "{answered} answers during 200,000 messages");
+    flood.await.expect("flooded");
+    system.shutdown().await;
+}
+
+struct Later;
+impl Actor for Later {}
+struct Wait(Duration);
+impl Message for Wait {
+    type Reply = &'static str;
+}
+impl Handler<Wait> for Later {
+    fn handle(&mut self, wait: Wait, ctx: &mut Ctx<Self>) -> Reply<&'static str> {
+        let (reply, replier) = ctx.defer();
+        if !wait.0.is_zero() {
+            ctx.pipe(tokio::time::sleep(wait.0), |_, (), _| replier.reply("later"));
+        }
+        reply
+    }
+}
+
+#[tokio::test]
+async fn an_answer_may_come_later_or_never() {
+    let system = system();
+    let spec = SupervisorSpec::new("s", Strategy::OneForOne).child(ChildSpec::actor("l", || Later));
+    system.start(spec).await.expect("started");
+    let later = system.named::<Later>("s/l");
+    assert_eq!(later.ask(Wait(Duration::from_millis(5))).await, Ok("later"));
+    assert_eq!(later.ask(Wait(Duration::ZERO)).await, Err(AskError::NoReply));
+    let short = later.ask_timeout(Wait(Duration::from_secs(60)), Duration::from_millis(5)).await;
+    assert_eq!(short, Err(AskError::Timeout));
+    system.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_killed_system_asks_nobody_and_its_threads_end() {
+    let log = Log::default();
+    let (system, a, b) = pair(&log).await;
+    system.kill();
+    a.pid().exited().await;
+    b.pid().exited().await;
+    assert_eq!(log.take(), "", "no `stopping` ran");
+    assert_eq!(system.start(SupervisorSpec::new("x", Strategy::OneForOne)).await.err(), Some(StartError::SystemDown));
+}
+
+#[tokio::test]
+async fn a_dropped_system_ends_its_actors() {
+    let log = Log::default();
+    let (system, a, _b) = pair(&log).await;
+    drop(system);
+    assert_eq!(a.pid().exited().await, Exit::ArbiterGone);
+}
+
+#[test]
+fn a_local_system_needs_no_thread_and_a_local_set() {
+    assert!(matches!(System::builder("t").local().build(), Err(BuildError::NoLocalSet)));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let log = Log::default();
+        let system = System::builder("t").local().build().expect("system");
+        let spec = SupervisorSpec::new("s", Strategy::OneForOne).unlimited().child(probe("a", &log));
+        system.start(spec).await.expect("started");
+        let old = system.whereis("s/a").expect("a");
+        tell(&system, "s/a", Do::Panic).await;
+        reborn(&system, "s/a", &old).await;
+        system.shutdown().await;
+        assert_eq!(log.take(), "+a +a -a");
+    });
+}
+
+#[tokio::test]
+async fn two_supervisors_of_one_name_do_not_run_together() {
+    let log = Log::default();
+    let (system, ..) = pair(&log).await;
+    let error = system.start(SupervisorSpec::new("s", Strategy::OneForOne)).await.expect_err("taken");
+    assert_eq!(error, StartError::AlreadyRunning("s".into()));
+    system.shutdown().await;
+}

@@ -1,0 +1,232 @@
+//! The node's side of its lease: a pure core that says when to renew, whom to ask, and when the node must take itself
+//! for lost.
+//!
+//! Must never read a clock. Its fence is the reason that stateful pods can be replaced safely: a node that was not
+//! granted its lease for the time to live stops its exclusive pods by itself, before the leader may replace them. The
+//! time to live runs from when the *request* was sent, not from when the grant arrived, since the leader's clock started
+//! no later than that. Driven by the node's lease task.
+
+use std::collections::VecDeque;
+
+use super::lease::{LeaseTimes, Millis};
+
+/// Requests remembered while their answers are out.
+const OUTSTANDING_MAX: usize = 16;
+
+/// What happens to the node's side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RenewalEvent {
+    /// The leader granted request `seq`.
+    Granted {
+        /// The leader's node.
+        leader: String,
+        /// Its Raft term: an older term's grant does not count.
+        term: u64,
+        /// Which request.
+        seq: u64,
+    },
+    /// A server says that it leads (or whom it follows).
+    Leader {
+        /// The leader's node.
+        leader: String,
+        /// Its Raft term.
+        term: u64,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// What the driver must do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RenewalAction {
+    /// Send a renewal to one node.
+    Renew {
+        /// The leader as this node knows it.
+        to: String,
+        /// To be repeated in the grant.
+        seq: u64,
+    },
+    /// Nobody is known to lead, or the leader is silent: send a renewal to every server.
+    RenewAll {
+        /// To be repeated in the grant.
+        seq: u64,
+    },
+    /// The lease has lapsed: stop exclusive pods now.
+    Fence,
+    /// The lease is held again.
+    Unfence,
+    /// Another node leads now: open the session with it.
+    Follow {
+        /// The leader's node.
+        leader: String,
+        /// Its Raft term.
+        term: u64,
+    },
+}
+
+/// The node's view of its own lease.
+#[derive(Debug)]
+pub struct Renewal {
+    times: LeaseTimes,
+    leader: Option<String>,
+    term: u64,
+    seq: u64,
+    sent: VecDeque<(u64, Millis)>,
+    /// The sending time of the newest request that was granted.
+    granted: Millis,
+    last_sent: Option<Millis>,
+    fenced: bool,
+}
+
+impl Renewal {
+    /// A node that starts has its lease to win: it counts as held until the time to live has passed.
+    pub fn new(times: LeaseTimes, now: Millis) -> Self {
+        Self {
+            times,
+            leader: None,
+            term: 0,
+            seq: 0,
+            sent: VecDeque::new(),
+            granted: now,
+            last_sent: None,
+            fenced: false,
+        }
+    }
+
+    /// The leader, as far as this node knows.
+    pub fn leader(&self) -> Option<&str> {
+        self.leader.as_deref()
+    }
+
+    /// Whether the node must take itself for lost.
+    pub fn fenced(&self) -> bool {
+        self.fenced
+    }
+
+    /// Takes one event in; what must be done comes out.
+    pub fn on_event(&mut self, event: RenewalEvent, now: Millis) -> Vec<RenewalAction> {
+        let mut out = Vec::new();
+        match event {
+            RenewalEvent::Leader { leader, term } => {
+                if self.follow(leader, term, &mut out) {
+                    self.renew(now, &mut out);
+                }
+            }
+            RenewalEvent::Granted { leader, term, seq } => {
+                if term < self.term {
+                    return out;
+                }
+                self.follow(leader, term, &mut out);
+                if let Some(at) = self.sent.iter().find(|(s, _)| *s == seq).map(|(_, at)| *at) {
+                    self.granted = self.granted.max(at);
+                    self.sent.retain(|(s, _)| *s > seq);
+                }
+                if self.fenced && now.saturating_sub(self.granted) < self.times.ttl_ms {
+                    self.fenced = false;
+                    out.push(RenewalAction::Unfence);
+                }
+            }
+            RenewalEvent::Tick => {
+                if !self.fenced && now.saturating_sub(self.granted) >= self.times.ttl_ms {
+                    self.fenced = true;
+                    out.push(RenewalAction::Fence);
+                }
+                if self.last_sent.is_none_or(|at| now.saturating_sub(at) >= self.times.renew_ms) {
+                    self.renew(now, &mut out);
+                }
+            }
+        }
+        out
+    }
+
+    /// Whether the leader is a new one.
+    fn follow(&mut self, leader: String, term: u64, out: &mut Vec<RenewalAction>) -> bool {
+        if term < self.term || (term == self.term && self.leader.is_some()) {
+            return false;
+        }
+        self.term = term;
+        self.leader = Some(leader.clone());
+        out.push(RenewalAction::Follow { leader, term });
+        true
+    }
+
+    fn renew(&mut self, now: Millis, out: &mut Vec<RenewalAction>) {
+        self.seq += 1;
+        self.last_sent = Some(now);
+        if self.sent.len() == OUTSTANDING_MAX {
+            self.sent.pop_front();
+        }
+        self.sent.push_back((self.seq, now));
+        // One unanswered renewal may be a lost datagram; the second means that the leader may be gone.
+        let silent = now.saturating_sub(self.granted) >= self.times.renew_ms * 2;
+        match &self.leader {
+            Some(leader) if !silent => out.push(RenewalAction::Renew { to: leader.clone(), seq: self.seq }),
+            _ => out.push(RenewalAction::RenewAll { seq: self.seq }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn granted(term: u64, seq: u64) -> RenewalEvent {
+        RenewalEvent::Granted { leader: format!("n{term}"), term, seq }
+    }
+
+    /// Ticks each 25 ms; grants each request after `delay`.
+    fn settle(r: &mut Renewal, to: Millis) {
+        for now in (0..=to).step_by(25) {
+            for action in r.on_event(RenewalEvent::Tick, now) {
+                if let RenewalAction::Renew { seq, .. } | RenewalAction::RenewAll { seq } = action {
+                    r.on_event(granted(1, seq), now);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_new_node_asks_everybody_then_the_leader_alone() {
+        let mut r = Renewal::new(LeaseTimes::default(), 0);
+        assert_eq!(r.on_event(RenewalEvent::Tick, 0), [RenewalAction::RenewAll { seq: 1 }]);
+        assert_eq!(r.on_event(granted(1, 1), 5), [RenewalAction::Follow { leader: "n1".into(), term: 1 }]);
+        assert_eq!(r.on_event(RenewalEvent::Tick, 100), []);
+        assert_eq!(r.on_event(RenewalEvent::Tick, 150), [RenewalAction::Renew { to: "n1".into(), seq: 2 }]);
+    }
+
+    #[test]
+    fn the_fence_falls_at_the_time_to_live_after_the_last_granted_request() {
+        let mut r = Renewal::new(LeaseTimes::default(), 0);
+        settle(&mut r, 900);
+        let mut fenced_at = None;
+        for now in (925..2_000).step_by(25) {
+            if r.on_event(RenewalEvent::Tick, now).contains(&RenewalAction::Fence) {
+                assert_eq!(fenced_at.replace(now), None, "once");
+            }
+        }
+        assert_eq!(fenced_at, Some(1_350), "the last granted request went out at 900");
+    }
+
+    #[test]
+    fn a_grant_that_comes_too_late_does_not_lift_the_fence() {
+        let mut r = Renewal::new(LeaseTimes::default(), 0);
+        r.on_event(RenewalEvent::Tick, 0);
+        r.on_event(RenewalEvent::Tick, 450);
+        assert!(r.fenced());
+        r.on_event(granted(1, 1), 600);
+        assert!(r.fenced(), "request 1 went out 600 ms ago");
+        assert!(r.on_event(granted(1, 2), 610).contains(&RenewalAction::Unfence));
+    }
+
+    #[test]
+    fn a_new_leader_is_followed_and_asked_at_once_and_an_old_one_is_not() {
+        let mut r = Renewal::new(LeaseTimes::default(), 0);
+        settle(&mut r, 300);
+        let actions = r.on_event(RenewalEvent::Leader { leader: "n2".into(), term: 2 }, 310);
+        assert_eq!(actions.len(), 2);
+        assert!(matches!(&actions[1], RenewalAction::Renew { to, .. } if to == "n2"));
+        assert_eq!(r.on_event(RenewalEvent::Leader { leader: "n1".into(), term: 1 }, 320), []);
+        assert_eq!(r.leader(), Some("n2"));
+        assert_eq!(r.on_event(granted(1, 99), 330), []);
+    }
+}

@@ -1,0 +1,647 @@
+//! The node's QUIC endpoint: accepts, dials and dials again, says hello, and answers what peers ask. Runs on the
+//! transport's runtime; who may be connected is decided in `hello`, what happens to a link in `peer`.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures::FutureExt;
+use parking_lot::{Mutex, RwLock};
+use quinn::{Connection, ConnectionError, Endpoint, Incoming, VarInt};
+use rustls::pki_types::CertificateDer;
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, broadcast, watch},
+    time::timeout,
+};
+
+use crate::{
+    backoff::Backoff,
+    config::{Limits, Timings},
+    event::{LossReason, NodeName, Peer, PeerEvent, Refusal},
+    fault::FaultTable,
+    frame::{Ask, Frame, FrameError, Kind, MAX_HELLO_BYTES, PROTOCOL_VERSION, Reply, encode, status},
+    hello::{Hello, Me, Verdict, Welcome},
+    inbox::Inboxes,
+    link::{self, CloseCode, Link, ReadFrameError, read_frame},
+    peer::{PeerSlot, SlotState, Trouble},
+    registry::{Call, Failure, Outcome, Registry},
+    tls::{Tls, node_of, server_name},
+};
+
+/// A link that lived so long was a success: the next dial starts with the shortest pause.
+const BACKOFF_RESET_MS: u128 = 1_000;
+
+/// Refusals logged in one second; more are only counted.
+const REFUSALS_LOGGED_PER_SECOND: u32 = 20;
+
+/// QUIC's range of TLS alerts (RFC 9001, section 4.8).
+const TLS_ALERTS: std::ops::RangeInclusive<u64> = 0x100..=0x1ff;
+
+/// How far the transport is on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Phase {
+    Running,
+    /// Nothing new; what was taken is written out.
+    Closing,
+    /// As if the process had died.
+    Dead,
+}
+
+/// One node: everything that its tasks and its handles share.
+pub(crate) struct Node {
+    pub(crate) me: Me,
+    pub(crate) limits: Limits,
+    pub(crate) timings: Timings,
+    pub(crate) driver: Handle,
+    pub(crate) handlers: Handle,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) tls: Mutex<Arc<Tls>>,
+    pub(crate) quic: Arc<quinn::TransportConfig>,
+    pub(crate) faults: Arc<FaultTable>,
+    pub(crate) registry: Registry,
+    pub(crate) events: broadcast::Sender<PeerEvent>,
+    pub(crate) phase: watch::Sender<Phase>,
+    /// Inboxes of messages to our own name.
+    pub(crate) own_inboxes: Arc<Inboxes>,
+    peers: RwLock<HashMap<NodeName, Arc<PeerSlot>>>,
+    /// Changes when a peer becomes known, for those who wait for one.
+    pub(crate) peers_known: watch::Sender<()>,
+    handshakes: Semaphore,
+    next_dial: AtomicU64,
+    refusals_logged: Mutex<(Instant, u32)>,
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Node({:?})", self.me)
+    }
+}
+
+/// What a node is made of, beside what it makes itself.
+pub(crate) struct Parts {
+    pub(crate) me: Me,
+    pub(crate) limits: Limits,
+    pub(crate) timings: Timings,
+    pub(crate) driver: Handle,
+    pub(crate) handlers: Handle,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) tls: Arc<Tls>,
+    pub(crate) quic: Arc<quinn::TransportConfig>,
+    pub(crate) faults: Arc<FaultTable>,
+    pub(crate) events: broadcast::Sender<PeerEvent>,
+}
+
+impl Node {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let inboxes = inboxes(&parts.handlers, &parts.limits, &parts.timings);
+        Self {
+            me: parts.me,
+            driver: parts.driver,
+            handlers: parts.handlers,
+            endpoint: parts.endpoint,
+            tls: Mutex::new(parts.tls),
+            quic: parts.quic,
+            faults: parts.faults,
+            registry: Registry::default(),
+            events: parts.events,
+            phase: watch::Sender::new(Phase::Running),
+            own_inboxes: inboxes,
+            peers: RwLock::default(),
+            peers_known: watch::Sender::new(()),
+            handshakes: Semaphore::new(parts.limits.handshakes),
+            next_dial: AtomicU64::new(0),
+            refusals_logged: Mutex::new((Instant::now(), 0)),
+            limits: parts.limits,
+            timings: parts.timings,
+        }
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        *self.phase.borrow() == Phase::Running
+    }
+
+    pub(crate) fn is_dead(&self) -> bool {
+        *self.phase.borrow() == Phase::Dead
+    }
+
+    pub(crate) fn own_peer(&self) -> Peer {
+        Peer { node: self.me.node.clone(), incarnation: self.me.incarnation }
+    }
+
+    pub(crate) fn peer(&self, node: &str) -> Option<Arc<PeerSlot>> {
+        self.peers.read().get(node).cloned()
+    }
+
+    pub(crate) fn peers(&self) -> Vec<Arc<PeerSlot>> {
+        let mut peers: Vec<_> = self.peers.read().values().cloned().collect();
+        peers.sort_by(|a, b| a.name.cmp(&b.name));
+        peers
+    }
+
+    /// The slot of a node, made if need be; `None` when too many are known.
+    pub(crate) fn peer_or_new(&self, node: &str) -> Option<Arc<PeerSlot>> {
+        if let Some(slot) = self.peer(node) {
+            return Some(slot);
+        }
+        let slot = {
+            let mut peers = self.peers.write();
+            if let Some(slot) = peers.get(node) {
+                return Some(slot.clone());
+            }
+            if peers.len() >= self.limits.peers {
+                return None;
+            }
+            let name: NodeName = node.into();
+            let inboxes = inboxes(&self.handlers, &self.limits, &self.timings);
+            let slot = Arc::new(PeerSlot::new(name.clone(), inboxes));
+            peers.insert(name, slot.clone());
+            slot
+        };
+        self.peers_known.send_replace(());
+        Some(slot)
+    }
+
+    /// Starts the dial loop of a peer that has an address, unless it runs.
+    pub(crate) fn ensure_dialing(self: &Arc<Self>, slot: &Arc<PeerSlot>, state: &mut SlotState) {
+        if !state.dialing && self.is_running() {
+            state.dialing = true;
+            self.driver.spawn(dial_loop(self.clone(), slot.clone()));
+        }
+        slot.wake.notify_one();
+    }
+
+    /// Handles one ask, ours or a peer's: a status and the encoded reply or the error's text.
+    pub(crate) async fn answer(&self, peer: Peer, ask: &Ask<'_>, body: Bytes) -> (u8, Bytes) {
+        let deadline = Duration::from_millis(ask.deadline_ms);
+        let outcome = match self.registry.message(ask.path, ask.name, ask.version) {
+            Ok(handler) => {
+                let handling = guarded(|| handler(peer, body, Call::Ask { deadline }));
+                timeout(deadline, handling).await.unwrap_or(Err(Failure::Timeout))
+            }
+            Err(failure) => Err(failure),
+        };
+        match outcome {
+            Ok(reply) => (status::OK, reply.into()),
+            Err(Failure::BadMessage(text)) => (status::BAD_MESSAGE, text.into()),
+            Err(Failure::Failed(text)) => (status::FAILED, text.into()),
+            Err(Failure::NoProc) => (status::NO_PROC, Bytes::new()),
+            Err(Failure::Timeout) => (status::TIMEOUT, Bytes::new()),
+            Err(Failure::UnknownMessage) => (status::UNKNOWN_MESSAGE, Bytes::new()),
+        }
+    }
+
+    pub(crate) fn encode_reply(&self, status: u8, body: &[u8]) -> Bytes {
+        let limit = self.limits.frame_bytes;
+        let reply = Reply { status, body };
+        encode(Kind::Reply, &reply, limit)
+            .or_else(|_| {
+                let text = format!("the reply of {} bytes is over the limit of {limit}", body.len());
+                let reply = Reply { status: status::FAILED, body: text.as_bytes() };
+                encode(Kind::Reply, &reply, limit)
+            })
+            .unwrap_or_default()
+            .into()
+    }
+
+    /// Gives a datagram to its handler, here and now; false if it has none.
+    pub(crate) fn take_datagram(&self, peer: &Peer, datagram: Bytes) -> bool {
+        let Some((path, body)) = parse_datagram(&datagram) else {
+            return false;
+        };
+        let Some(handler) = self.registry.datagram(path) else {
+            return false;
+        };
+        let handled = std::panic::catch_unwind(AssertUnwindSafe(|| handler(peer.clone(), body)));
+        if handled.is_err() {
+            tracing::error!(path, "the datagram handler of {path} panicked");
+        }
+        true
+    }
+
+    fn refused(&self, node: Option<&str>, addr: SocketAddr, reason: Refusal) {
+        let log = {
+            let mut logged = self.refusals_logged.lock();
+            if logged.0.elapsed() >= Duration::from_secs(1) {
+                *logged = (Instant::now(), 0);
+            }
+            logged.1 += 1;
+            logged.1 <= REFUSALS_LOGGED_PER_SECOND
+        };
+        if log {
+            let who = node.unwrap_or("an unknown node");
+            tracing::warn!(%addr, "refused the connection with {who} at {addr}: {reason}");
+        }
+        let _ = self.events.send(PeerEvent::Refused { node: node.map(Into::into), addr, reason });
+    }
+
+    fn client_config(&self) -> quinn::ClientConfig {
+        let mut config = quinn::ClientConfig::new(self.tls.lock().client.clone());
+        config.transport_config(self.quic.clone());
+        config
+    }
+
+    pub(crate) fn server_config(&self, tls: &Tls) -> quinn::ServerConfig {
+        server_config(tls, &self.quic, &self.limits)
+    }
+}
+
+pub(crate) fn server_config(tls: &Tls, quic: &Arc<quinn::TransportConfig>, limits: &Limits) -> quinn::ServerConfig {
+    let mut config = quinn::ServerConfig::with_crypto(tls.server.clone());
+    config.transport_config(quic.clone());
+    config.max_incoming(limits.handshakes);
+    // A peer's address is how faults find it; a peer that moves dials anew.
+    config.migration(false);
+    config
+}
+
+fn inboxes(handlers: &Handle, limits: &Limits, timings: &Timings) -> Arc<Inboxes> {
+    Arc::new(Inboxes::new(
+        handlers.clone(),
+        limits.inbox_messages,
+        limits.inbox_bytes,
+        Duration::from_millis(timings.inbox_wait_ms),
+    ))
+}
+
+/// Runs a handler so that its panic is a failure of this one message.
+pub(crate) async fn guarded<F: Future<Output = Outcome>>(handler: impl FnOnce() -> F) -> Outcome {
+    let handling = async { handler().await };
+    AssertUnwindSafe(handling).catch_unwind().await.unwrap_or_else(|panic| {
+        let message = panic
+            .downcast_ref::<&str>()
+            .map(|s| (*s).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "no message".into());
+        tracing::error!("a handler panicked: {message}");
+        Err(Failure::Failed(format!("the handler panicked: {message}")))
+    })
+}
+
+/// Version, length of the path, path, body.
+pub(crate) fn encode_datagram(path: &str, body: &[u8]) -> Option<Bytes> {
+    let path_bytes = u16::try_from(path.len()).ok()?;
+    let mut datagram = Vec::with_capacity(3 + path.len() + body.len());
+    datagram.push(PROTOCOL_VERSION);
+    datagram.extend_from_slice(&path_bytes.to_be_bytes());
+    datagram.extend_from_slice(path.as_bytes());
+    datagram.extend_from_slice(body);
+    Some(datagram.into())
+}
+
+fn parse_datagram(datagram: &Bytes) -> Option<(&str, Bytes)> {
+    let (head, rest) = datagram.split_first_chunk::<3>()?;
+    let [PROTOCOL_VERSION, high, low] = *head else {
+        return None;
+    };
+    let path_bytes = usize::from(u16::from_be_bytes([high, low]));
+    let path = std::str::from_utf8(rest.get(..path_bytes)?).ok()?;
+    Some((path, datagram.slice(3 + path_bytes..)))
+}
+
+/// Takes connections until the endpoint is closed.
+pub(crate) async fn accept_loop(node: Arc<Node>) {
+    while let Some(incoming) = node.endpoint.accept().await {
+        let free = node.handshakes.available_permits();
+        if free == 0 || !node.is_running() {
+            incoming.refuse();
+        } else if free < node.limits.handshakes / 2 && !incoming.remote_address_validated() {
+            // Under load the dialer first shows that it is where it says (RFC 9000, section 8.1).
+            let _ = incoming.retry();
+        } else {
+            node.driver.spawn(accept(node.clone(), incoming));
+        }
+    }
+}
+
+async fn accept(node: Arc<Node>, incoming: Incoming) {
+    let Ok(_permit) = node.handshakes.try_acquire() else {
+        return incoming.refuse();
+    };
+    let addr = incoming.remote_address();
+    let within = Duration::from_millis(node.timings.connect_timeout_ms);
+    let accepted = timeout(within, async {
+        let conn = match incoming.accept() {
+            Ok(connecting) => connecting.await,
+            Err(error) => Err(error),
+        };
+        let conn = conn.map_err(|error| tls_refusal(&error))?;
+        welcome(&node, &conn)
+            .await
+            .map_err(|(name, refusal)| refusal.map(|refusal| (conn, name, refusal)))
+            .map_err(Failed::After)
+    });
+    match accepted.await {
+        Ok(Ok(())) | Ok(Err(Failed::After(None) | Failed::Before(None))) => {}
+        Ok(Err(Failed::Before(Some(refusal)))) => node.refused(None, addr, refusal),
+        Ok(Err(Failed::After(Some((conn, name, refusal))))) => {
+            conn.close(VarInt::from_u32(CloseCode::Refused as u32), refusal.to_string().as_bytes());
+            node.refused(name.as_deref(), addr, refusal);
+        }
+        Err(_) => tracing::debug!(%addr, "{addr} did not complete its handshake and hello in time"),
+    }
+}
+
+/// Where an inbound connection failed. `None`: nothing to report.
+enum Failed {
+    Before(Option<Refusal>),
+    After(Option<(Connection, Option<String>, Refusal)>),
+}
+
+impl From<Option<Refusal>> for Failed {
+    fn from(refusal: Option<Refusal>) -> Self {
+        Self::Before(refusal)
+    }
+}
+
+/// The acceptor's half of the hello; the link runs when this returns.
+async fn welcome(node: &Arc<Node>, conn: &Connection) -> Result<(), (Option<String>, Option<Refusal>)> {
+    let name = certified_name(conn, &node.me.cluster).map_err(|r| (None, Some(r)))?;
+    let named = |refusal| (Some(name.clone()), refusal);
+    if node.faults.cuts(&name) {
+        // Its packets would have been lost, had its address been known.
+        conn.close(VarInt::from_u32(CloseCode::Refused as u32), b"");
+        return Err(named(None));
+    }
+    let (send, mut recv) = conn.accept_bi().await.map_err(|_| named(None))?;
+    let hello: Hello = read_hello(&mut recv, Kind::Hello).await.map_err(&named)?;
+    if name == *node.me.node {
+        let refusal = Refusal::Name { expected: format!("another node than {name}"), claimed: name.clone() };
+        return Err(named(Some(refusal)));
+    }
+    let slot = node.peer_or_new(&name).ok_or_else(|| named(Some(Refusal::TooManyPeers(node.limits.peers))))?;
+    let link = {
+        let mut state = slot.lock();
+        if !node.is_running() {
+            return Err(named(None));
+        }
+        match node.me.judge_hello(&name, &hello, slot.view(&state)) {
+            Verdict::Accept(welcome) => {
+                let link = new_link(node, &slot, hello.incarnation, conn);
+                // The first frame that goes out on this connection, before anything that is told to it.
+                let frame = encode(Kind::Welcome, &welcome, MAX_HELLO_BYTES).map_err(|_| named(None))?;
+                let _ = link.control.push_unbounded(&frame);
+                slot.install(&mut state, link.clone(), &node.registry, &node.events);
+                link
+            }
+            Verdict::Duplicate => {
+                conn.close(
+                    VarInt::from_u32(CloseCode::Duplicate as u32),
+                    b"this node is dialing you, and that connection counts",
+                );
+                return Err(named(None));
+            }
+            Verdict::Refuse(refusal) => return Err(named(Some(refusal))),
+        }
+    };
+    node.driver.spawn(link::run(node.clone(), slot, link, send, recv));
+    Ok(())
+}
+
+fn new_link(node: &Node, slot: &PeerSlot, incarnation: u64, conn: &Connection) -> Arc<Link> {
+    node.faults.see(&slot.name, conn.remote_address());
+    let peer = Peer { node: slot.name.clone(), incarnation };
+    tracing::info!(node = %slot.name, incarnation, "connected to {}", slot.name);
+    Arc::new(Link::new(peer, conn.clone(), &node.limits))
+}
+
+fn certified_name(conn: &Connection, cluster: &str) -> Result<String, Refusal> {
+    let chain = conn
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .unwrap_or_default();
+    let leaf = chain.first().ok_or_else(|| Refusal::Tls("no certificate presented".into()))?;
+    node_of(leaf, cluster)
+}
+
+async fn read_hello<T: serde::de::DeserializeOwned>(
+    recv: &mut quinn::RecvStream,
+    kind: Kind,
+) -> Result<T, Option<Refusal>> {
+    let refuse = |error: FrameError| Some(Refusal::Hello(error.to_string()));
+    let frame: Frame = read_frame(recv, MAX_HELLO_BYTES).await.map_err(|error| match error {
+        ReadFrameError::Frame(error) => refuse(error),
+        ReadFrameError::Gone => None,
+    })?;
+    if frame.kind != kind {
+        return Err(refuse(FrameError::Unexpected(frame.kind)));
+    }
+    frame.read().map_err(refuse)
+}
+
+/// Keeps a peer connected for as long as it has an address.
+async fn dial_loop(node: Arc<Node>, slot: Arc<PeerSlot>) {
+    let mut phase = node.phase.subscribe();
+    let mut backoff = Backoff::new(node.timings.backoff_initial_ms, node.timings.backoff_max_ms);
+    loop {
+        let addr = {
+            let mut state = slot.lock();
+            if std::mem::take(&mut state.nudged) {
+                backoff.reset();
+            }
+            match state.addr {
+                Some(addr) if node.is_running() => addr,
+                _ => {
+                    state.dialing = false;
+                    return;
+                }
+            }
+        };
+        let mut links = slot.links();
+        let up = links.borrow_and_update().clone();
+        if let Some(link) = up {
+            let since = Instant::now();
+            tokio::select! {
+                _ = links.wait_for(|now| !now.as_ref().is_some_and(|l| Arc::ptr_eq(l, &link))) => {}
+                // Removed, perhaps.
+                () = slot.wake.notified() => continue,
+                _ = phase.wait_for(|p| *p != Phase::Running) => continue,
+            }
+            if since.elapsed().as_millis() >= BACKOFF_RESET_MS {
+                backoff.reset();
+            }
+        } else {
+            match dial(&node, &slot, addr).await {
+                Ok(()) => continue,
+                Err(failure) => note_failure(&node, &slot, addr, failure),
+            }
+        }
+        let pause = backoff.next(rand::random());
+        let nudged = async {
+            loop {
+                slot.wake.notified().await;
+                let state = slot.lock();
+                if state.nudged || state.addr.is_none() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = nudged => {}
+            _ = phase.wait_for(|p| *p != Phase::Running) => {}
+        }
+    }
+}
+
+fn note_failure(node: &Node, slot: &PeerSlot, addr: SocketAddr, failure: DialFailure) {
+    let (trouble, refusal) = match failure {
+        // There is a connection, or there will be one at once.
+        DialFailure::Superseded => return,
+        DialFailure::Unreachable(reason) => {
+            tracing::debug!(node = %slot.name, %addr, "cannot reach {} at {addr}: {reason}", slot.name);
+            let reason = format!("cannot be reached at {addr}: {reason}");
+            (Trouble { refused: false, reason }, None)
+        }
+        DialFailure::Refused(refusal) => (Trouble { refused: true, reason: refusal.to_string() }, Some(refusal)),
+    };
+    {
+        let mut state = slot.lock();
+        if slot.link().is_none() {
+            state.trouble = Some(trouble);
+        }
+    }
+    if let Some(refusal) = refusal {
+        node.refused(Some(&slot.name), addr, refusal);
+    }
+}
+
+/// Why a dial came to nothing.
+enum DialFailure {
+    Refused(Refusal),
+    /// The other side's dial won, or came first.
+    Superseded,
+    Unreachable(String),
+}
+
+/// One dial, from the first packet to the link.
+async fn dial(node: &Arc<Node>, slot: &Arc<PeerSlot>, addr: SocketAddr) -> Result<(), DialFailure> {
+    let dial = node.next_dial.fetch_add(1, Ordering::Relaxed);
+    let within = Duration::from_millis(node.timings.connect_timeout_ms);
+    let dialed = timeout(within, say_hello(node, slot, addr, dial)).await;
+    let mut state = slot.lock();
+    if state.hello_sent == Some(dial) {
+        state.hello_sent = None;
+    }
+    dialed.unwrap_or_else(|_| Err(DialFailure::Unreachable("no answer in time".into())))
+}
+
+/// The dialer's half of the hello.
+async fn say_hello(node: &Arc<Node>, slot: &Arc<PeerSlot>, addr: SocketAddr, dial: u64) -> Result<(), DialFailure> {
+    let name = server_name(&node.me.cluster, &slot.name);
+    let connecting = node
+        .endpoint
+        .connect_with(node.client_config(), addr, &name)
+        .map_err(|e| DialFailure::Unreachable(e.to_string()))?;
+    let conn = connecting.await.map_err(|e| dial_failure(&e))?;
+    let lost = |conn: &Connection| match conn.close_reason() {
+        Some(error) => dial_failure(&error),
+        None => DialFailure::Unreachable("the hello's stream was broken off".into()),
+    };
+    let (mut send, mut recv) = conn.open_bi().await.map_err(|_| lost(&conn))?;
+    {
+        let mut state = slot.lock();
+        if slot.link().is_some() {
+            return Err(DialFailure::Superseded);
+        }
+        state.hello_sent = Some(dial);
+    }
+    let hello = encode(Kind::Hello, &node.me.hello(), MAX_HELLO_BYTES)
+        .map_err(|_| DialFailure::Unreachable("the hello does not fit".into()))?;
+    send.write_chunk(hello.into()).await.map_err(|_| lost(&conn))?;
+    let welcome: Welcome = match read_hello(&mut recv, Kind::Welcome).await {
+        Ok(welcome) => welcome,
+        Err(Some(refusal)) => return Err(DialFailure::Refused(refusal)),
+        Err(None) => return Err(lost(&conn)),
+    };
+    let link = {
+        let mut state = slot.lock();
+        let superseded = state.hello_sent != Some(dial) || state.addr != Some(addr);
+        if superseded || !node.is_running() {
+            conn.close(VarInt::from_u32(CloseCode::Duplicate as u32), b"this node gave up the dial");
+            return Err(DialFailure::Superseded);
+        }
+        if let Err(refusal) = node.me.judge_welcome(&slot.name, &welcome, slot.view(&state)) {
+            conn.close(VarInt::from_u32(CloseCode::Refused as u32), refusal.to_string().as_bytes());
+            return Err(DialFailure::Refused(refusal));
+        }
+        let link = new_link(node, slot, welcome.incarnation, &conn);
+        slot.install(&mut state, link.clone(), &node.registry, &node.events);
+        link
+    };
+    node.driver.spawn(link::run(node.clone(), slot.clone(), link, send, recv));
+    Ok(())
+}
+
+fn dial_failure(error: &ConnectionError) -> DialFailure {
+    if let ConnectionError::ApplicationClosed(close) = error {
+        let text = String::from_utf8_lossy(&close.reason).into_owned();
+        return if CloseCode::Duplicate.is(close.error_code) {
+            DialFailure::Superseded
+        } else if CloseCode::Refused.is(close.error_code) && !text.is_empty() {
+            DialFailure::Refused(Refusal::ByPeer(text))
+        } else {
+            DialFailure::Unreachable(format!("the peer closed the connection: {text}"))
+        };
+    }
+    match tls_refusal(error) {
+        Some(refusal) => DialFailure::Refused(refusal),
+        None => DialFailure::Unreachable(error.to_string()),
+    }
+}
+
+/// A handshake that failed over certificates or protocols, as against one that got no answer.
+fn tls_refusal(error: &ConnectionError) -> Option<Refusal> {
+    match error {
+        ConnectionError::TransportError(error) if TLS_ALERTS.contains(&u64::from(error.code)) => {
+            Some(Refusal::Tls(error.reason.clone()))
+        }
+        ConnectionError::ConnectionClosed(close) if TLS_ALERTS.contains(&u64::from(close.error_code)) => {
+            Some(Refusal::ByPeer(format!("TLS: {}", String::from_utf8_lossy(&close.reason))))
+        }
+        _ => None,
+    }
+}
+
+/// Ends every link; each one's loss is reported as usual.
+pub(crate) fn close_links(node: &Node, code: CloseCode, text: &str) {
+    for slot in node.peers() {
+        if let Some(link) = slot.link() {
+            link.close(code, LossReason::Closing, text);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_datagram_comes_out_as_it_went_in() {
+        let datagram = encode_datagram("agent/lease", b"42").expect("short path");
+        assert_eq!(parse_datagram(&datagram), Some(("agent/lease", Bytes::from_static(b"42"))));
+        assert_eq!(encode_datagram(&"p".repeat(70_000), b""), None);
+    }
+
+    proptest! {
+        #[test]
+        fn datagrams_never_panic_on_arbitrary_bytes(bytes in prop::collection::vec(any::<u8>(), 0..64), version in any::<bool>()) {
+            let mut bytes = bytes;
+            if let (Some(first), true) = (bytes.first_mut(), version) {
+                *first = PROTOCOL_VERSION;
+            }
+            let _ = parse_datagram(&bytes.into());
+        }
+    }
+}

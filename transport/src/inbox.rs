@@ -1,0 +1,211 @@
+//! Tells that have arrived and wait for their handlers: one queue for each peer, lane and path, handled one after the
+//! other, so that tells are handled in the order in which they were sent. Bounded; a path that takes nothing holds up its
+//! lane for a while (backpressure), and then loses what comes for it, so that its neighbours go on.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::{runtime::Handle, sync::Notify};
+
+/// Which queue: two lanes are not ordered among each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Lane {
+    Control,
+    Tells,
+}
+
+/// The handling of one message. Made on arrival, started when its turn comes; must not panic.
+pub(crate) type Job = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
+
+#[derive(Debug)]
+pub(crate) struct Inboxes {
+    queues: Mutex<HashMap<(Lane, Arc<str>), Queue>>,
+    runtime: Handle,
+    messages_max: usize,
+    bytes_max: usize,
+    wait: Duration,
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: VecDeque<(Job, usize)>,
+    bytes: usize,
+    /// Did not make room in time; messages are dropped without waiting until one fits again.
+    overrun: bool,
+    room: Arc<Notify>,
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Queue({})", self.jobs.len())
+    }
+}
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    Queued,
+    Dropped,
+    /// Dropped, and the first to be.
+    OverrunBegins,
+}
+
+enum Attempt {
+    Queued,
+    Full { job: Job, overrun: bool, room: Arc<Notify> },
+}
+
+impl Inboxes {
+    pub(crate) fn new(runtime: Handle, messages_max: usize, bytes_max: usize, wait: Duration) -> Self {
+        Self { queues: Mutex::default(), runtime, messages_max, bytes_max, wait }
+    }
+
+    /// Queues a message, waiting for room on the tells lane, never on the control lane.
+    pub(crate) async fn deliver(self: &Arc<Self>, lane: Lane, path: &str, body: &Bytes, job: Job) -> Delivery {
+        let (mut job, overrun, mut room) = match self.attempt(lane, path, body.len(), job) {
+            Attempt::Queued => return Delivery::Queued,
+            Attempt::Full { job, overrun, room } => (job, overrun, room),
+        };
+        if overrun {
+            return Delivery::Dropped;
+        }
+        if lane == Lane::Tells {
+            let deadline = tokio::time::Instant::now() + self.wait;
+            loop {
+                if tokio::time::timeout_at(deadline, room.notified()).await.is_err() {
+                    break;
+                }
+                match self.attempt(lane, path, body.len(), job) {
+                    Attempt::Queued => return Delivery::Queued,
+                    Attempt::Full { job: back, room: again, .. } => (job, room) = (back, again),
+                }
+            }
+        }
+        if let Some(queue) = self.queues.lock().get_mut(&(lane, Arc::from(path))) {
+            queue.overrun = true;
+        }
+        Delivery::OverrunBegins
+    }
+
+    /// Queues a message if there is room now; for senders that must not wait.
+    pub(crate) fn try_deliver(self: &Arc<Self>, lane: Lane, path: &str, bytes: usize, job: Job) -> bool {
+        matches!(self.attempt(lane, path, bytes, job), Attempt::Queued)
+    }
+
+    fn attempt(self: &Arc<Self>, lane: Lane, path: &str, bytes: usize, job: Job) -> Attempt {
+        let key = (lane, Arc::<str>::from(path));
+        let mut queues = self.queues.lock();
+        match queues.get_mut(&key) {
+            Some(queue) => {
+                let full = queue.jobs.len() >= self.messages_max || queue.bytes + bytes > self.bytes_max;
+                if full && !queue.jobs.is_empty() {
+                    return Attempt::Full { job, overrun: queue.overrun, room: queue.room.clone() };
+                }
+                queue.overrun = false;
+                queue.bytes += bytes;
+                queue.jobs.push_back((job, bytes));
+            }
+            None => {
+                let mut queue = Queue { bytes, ..Queue::default() };
+                queue.jobs.push_back((job, bytes));
+                queues.insert(key.clone(), queue);
+                self.runtime.spawn(self.clone().drain(key));
+            }
+        }
+        Attempt::Queued
+    }
+
+    /// Handles one queue until it is empty; a queue exists exactly as long as this runs.
+    async fn drain(self: Arc<Self>, key: (Lane, Arc<str>)) {
+        loop {
+            let (job, room) = {
+                let mut queues = self.queues.lock();
+                let Some(queue) = queues.get_mut(&key) else {
+                    return;
+                };
+                match queue.jobs.pop_front() {
+                    Some((job, bytes)) => {
+                        queue.bytes -= bytes;
+                        (job, queue.room.clone())
+                    }
+                    None => {
+                        queues.remove(&key);
+                        return;
+                    }
+                }
+            };
+            room.notify_one();
+            job().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::{Semaphore, mpsc};
+
+    use super::*;
+
+    fn inboxes(messages_max: usize, wait_ms: u64) -> Arc<Inboxes> {
+        Arc::new(Inboxes::new(Handle::current(), messages_max, 1_000, Duration::from_millis(wait_ms)))
+    }
+
+    fn job(n: u32, gate: &Arc<Semaphore>, done: &mpsc::UnboundedSender<u32>) -> Job {
+        let (gate, done) = (gate.clone(), done.clone());
+        Box::new(move || {
+            Box::pin(async move {
+                if let Ok(permit) = gate.acquire().await {
+                    permit.forget();
+                }
+                let _ = done.send(n);
+            })
+        })
+    }
+
+    #[tokio::test]
+    async fn a_path_handles_in_order_and_another_path_does_not_wait_for_it() {
+        let inboxes = inboxes(100, 1_000);
+        let (done, mut handled) = mpsc::unbounded_channel();
+        let (shut, open) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(99)));
+        let body = Bytes::new();
+        for n in 0..5 {
+            let delivery = inboxes.deliver(Lane::Tells, "slow", &body, job(n, &shut, &done)).await;
+            assert_eq!(delivery, Delivery::Queued);
+        }
+        inboxes.deliver(Lane::Tells, "quick", &body, job(100, &open, &done)).await;
+        assert_eq!(handled.recv().await, Some(100));
+        shut.add_permits(5);
+        for n in 0..5 {
+            assert_eq!(handled.recv().await, Some(n));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_inbox_waits_then_drops_and_takes_again_once_there_is_room() {
+        let inboxes = inboxes(2, 50);
+        let (done, mut handled) = mpsc::unbounded_channel();
+        let shut = Arc::new(Semaphore::new(0));
+        let body = Bytes::new();
+        let mut deliveries = vec![];
+        for n in 0..6 {
+            // Lets the first job leave the queue for its handler.
+            tokio::task::yield_now().await;
+            let job = job(n, &shut, &done);
+            deliveries.push(inboxes.deliver(Lane::Tells, "p", &body, job).await);
+        }
+        use Delivery::{Dropped, OverrunBegins, Queued};
+        assert_eq!(deliveries, [Queued, Queued, Queued, OverrunBegins, Dropped, Dropped]);
+        shut.add_permits(100);
+        for n in 0..3 {
+            assert_eq!(handled.recv().await, Some(n));
+        }
+        let again = inboxes.deliver(Lane::Tells, "p", &body, job(7, &shut, &done)).await;
+        assert_eq!((again, handled.recv().await), (Queued, Some(7)));
+    }
+}

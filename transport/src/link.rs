@@ -1,0 +1,586 @@
+//! One authenticated connection to one incarnation of a peer: its lanes, written and read by tasks on the transport's
+//! runtime. Decides nothing about peers; a protocol error here ends this connection and nothing else.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use phalanx_actors::Exit;
+use quinn::{Connection, ConnectionError, ReadError, VarInt};
+use tokio::{
+    sync::{Semaphore, oneshot},
+    task::JoinSet,
+};
+
+use crate::{
+    config::Limits,
+    endpoint::Node,
+    event::{LossReason, Peer},
+    frame::{
+        Ask, Decoder, Frame, FrameError, HEADER_BYTES, Header, Kind, MonitorPath, Open, Reply, Tell, encode, status,
+    },
+    inbox::{Delivery, Job, Lane},
+    monitor::Watcher,
+    outbox::Outbox,
+    peer::{Counters, PeerSlot},
+    registry::{Call, Failure},
+    stream::{self, Resetting},
+};
+
+/// Stream priorities: exits and leases before messages, messages before bodies.
+pub(crate) const CONTROL_PRIORITY: i32 = 2;
+pub(crate) const MESSAGE_PRIORITY: i32 = 1;
+pub(crate) const BODY_PRIORITY: i32 = 0;
+
+/// What one read takes from a lane at most.
+const READ_CHUNK_BYTES: usize = 32 << 10;
+
+/// How long the lanes of a closed connection are read on, for what had arrived before the close.
+const DRAIN_MS: u64 = 100;
+
+/// A request must be complete this long after its stream was opened.
+const REQUEST_READ_MS: u64 = 30_000;
+
+/// Granularity of the request byte budget.
+const BUDGET_UNIT_BYTES: usize = 1 << 10;
+
+/// Application error codes of a closed connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum CloseCode {
+    Closing = 0,
+    Protocol = 1,
+    Refused = 2,
+    Duplicate = 3,
+    Replaced = 4,
+    Removed = 5,
+}
+
+impl CloseCode {
+    pub(crate) fn is(self, code: VarInt) -> bool {
+        VarInt::from_u32(self as u32) == code
+    }
+}
+
+/// Monitors that we hold on the peer, by the id that we gave them; `None` once the link is lost.
+type Monitors = Option<HashMap<u64, oneshot::Sender<Exit>>>;
+
+pub(crate) struct Link {
+    pub(crate) peer: Peer,
+    pub(crate) conn: Connection,
+    pub(crate) control: Outbox,
+    pub(crate) tells: Outbox,
+    pub(crate) asks: Semaphore,
+    pub(crate) streams: Arc<Semaphore>,
+    /// One permit from each lane's writer when all that it was given has been acknowledged.
+    pub(crate) written: Semaphore,
+    ask_budget: Arc<Semaphore>,
+    monitors: Mutex<Monitors>,
+    monitors_max: usize,
+    next_monitor: AtomicU64,
+    /// The peer's monitors on paths of ours: its id, the path, our registry's id.
+    watched: Mutex<HashMap<u64, (Arc<str>, u64)>>,
+    /// Why we closed it.
+    cause: Mutex<Option<LossReason>>,
+    frame_bytes: usize,
+}
+
+impl std::fmt::Debug for Link {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Link({:?})", self.peer)
+    }
+}
+
+impl Link {
+    pub(crate) fn new(peer: Peer, conn: Connection, limits: &Limits) -> Self {
+        let budget_units = (limits.ask_bytes / BUDGET_UNIT_BYTES).clamp(1, Semaphore::MAX_PERMITS);
+        Self {
+            peer,
+            conn,
+            control: Outbox::new(limits.control_outbox_messages, limits.outbox_bytes),
+            tells: Outbox::new(limits.outbox_messages, limits.outbox_bytes),
+            asks: Semaphore::new(limits.asks_in_flight as usize),
+            streams: Arc::new(Semaphore::new(limits.streams_open as usize)),
+            written: Semaphore::new(0),
+            ask_budget: Arc::new(Semaphore::new(budget_units)),
+            monitors: Mutex::new(Some(HashMap::new())),
+            monitors_max: limits.monitors,
+            next_monitor: AtomicU64::new(0),
+            watched: Mutex::default(),
+            cause: Mutex::default(),
+            frame_bytes: limits.frame_bytes,
+        }
+    }
+
+    /// Closes the connection; `cause` is what our side reports. The first cause counts.
+    pub(crate) fn close(&self, code: CloseCode, cause: LossReason, text: &str) {
+        self.cause.lock().get_or_insert(cause);
+        self.conn.close(VarInt::from_u32(code as u32), text.as_bytes());
+    }
+
+    pub(crate) fn bytes(&self) -> (u64, u64) {
+        let stats = self.conn.stats();
+        (stats.udp_tx.bytes, stats.udp_rx.bytes)
+    }
+
+    /// Sets a monitor; the receiver gets its one reason. Gives the id to cancel it by.
+    pub(crate) fn monitor(&self, path: &str) -> (u64, oneshot::Receiver<Exit>) {
+        let (sender, receiver) = oneshot::channel();
+        let id = self.next_monitor.fetch_add(1, Ordering::Relaxed);
+        let frame = encode(Kind::Monitor, &MonitorPath { id, path }, self.frame_bytes);
+        // The frame goes out under the lock, so that a Demonitor cannot overtake it. A sender that is dropped here reads as
+        // NoConnection: no link, no room, or a path too long to be one.
+        let mut monitors = self.monitors.lock();
+        if let (Some(held), Ok(frame)) = (monitors.as_mut(), frame)
+            && held.len() < self.monitors_max
+            && self.control.push_unbounded(&frame).is_ok()
+        {
+            held.insert(id, sender);
+        }
+        (id, receiver)
+    }
+
+    pub(crate) fn demonitor(&self, id: u64) {
+        let mut monitors = self.monitors.lock();
+        if monitors.as_mut().is_some_and(|held| held.remove(&id).is_some())
+            && let Ok(frame) = encode(Kind::Demonitor, &(id,), self.frame_bytes)
+        {
+            // A closed outbox means that the peer forgets the monitor anyway.
+            let _ = self.control.push_unbounded(&frame);
+        }
+    }
+
+    /// Tells the peer that what it watches is down.
+    pub(crate) fn report_down(&self, id: u64, reason: &Exit) {
+        self.watched.lock().remove(&id);
+        let frame = encode(Kind::Down, &(id, reason), self.frame_bytes).or_else(|_| {
+            // Only a reason with a text of megabytes does not fit.
+            encode(Kind::Down, &(id, Exit::Error("exit reason too long to send".into())), self.frame_bytes)
+        });
+        if let Ok(frame) = frame {
+            let _ = self.control.push_unbounded(&frame);
+        }
+    }
+
+    /// The link is lost: our monitors fire, the peer's are forgotten.
+    pub(crate) fn end(&self, registry: &crate::registry::Registry) {
+        self.control.close();
+        self.tells.close();
+        if let Some(held) = self.monitors.lock().take() {
+            for sender in held.into_values() {
+                let _ = sender.send(Exit::NoConnection);
+            }
+        }
+        let watched = std::mem::take(&mut *self.watched.lock());
+        for (path, watch) in watched.into_values() {
+            registry.unwatch(&path, watch);
+        }
+    }
+
+    fn violation(&self, error: &FrameError) {
+        tracing::warn!(
+            node = %self.peer.node,
+            addr = %self.conn.remote_address(),
+            "closing the connection to {}: {error}",
+            self.peer.node
+        );
+        let text = error.to_string();
+        self.close(CloseCode::Protocol, LossReason::Protocol(text.clone()), &text);
+    }
+
+    fn loss(&self, error: ConnectionError) -> LossReason {
+        if let Some(cause) = self.cause.lock().take() {
+            return cause;
+        }
+        match error {
+            ConnectionError::ApplicationClosed(close) => {
+                let text = String::from_utf8_lossy(&close.reason).into_owned();
+                if CloseCode::Protocol.is(close.error_code) {
+                    LossReason::Protocol(format!("the peer says: {text}"))
+                } else if CloseCode::Replaced.is(close.error_code) {
+                    LossReason::Replaced
+                } else {
+                    LossReason::ClosedByPeer(text)
+                }
+            }
+            ConnectionError::TimedOut => LossReason::IdleTimeout,
+            ConnectionError::LocallyClosed => LossReason::Closing,
+            ConnectionError::Reset => LossReason::ClosedByPeer("restarted".into()),
+            other => LossReason::Protocol(other.to_string()),
+        }
+    }
+}
+
+/// Everything a lane's task needs.
+#[derive(Clone)]
+struct Context {
+    node: Arc<Node>,
+    slot: Arc<PeerSlot>,
+    link: Arc<Link>,
+}
+
+/// Runs a link from the end of its hello to its loss.
+pub(crate) async fn run(
+    node: Arc<Node>,
+    slot: Arc<PeerSlot>,
+    link: Arc<Link>,
+    control_send: quinn::SendStream,
+    control_recv: quinn::RecvStream,
+) {
+    let context = Context { node, slot, link };
+    let mut readers = JoinSet::new();
+    let mut others = JoinSet::new();
+    let c = &context;
+    // Fails only when the stream is over anyway.
+    let _ = control_send.set_priority(CONTROL_PRIORITY);
+    others.spawn(write_lane(c.clone(), Lane::Control, control_send));
+    others.spawn(write_tells(c.clone()));
+    others.spawn(accept_streams(c.clone()));
+    others.spawn(read_datagrams(c.clone()));
+    readers.spawn(read_lane(c.clone(), Lane::Control, control_recv));
+    readers.spawn(read_tells(c.clone()));
+
+    let error = c.link.conn.closed().await;
+    // What arrived before the close is still handled, before anyone hears of the loss.
+    let drained = async { while readers.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(Duration::from_millis(DRAIN_MS), drained).await;
+    let reason = c.link.loss(error);
+    tracing::info!(node = %c.link.peer.node, "connection to {} lost: {reason}", c.link.peer.node);
+    c.slot.lose(&mut c.slot.lock(), &c.link, &reason, &c.node.registry, &c.node.events);
+}
+
+async fn write_tells(c: Context) {
+    if let Ok(stream) = c.link.conn.open_uni().await {
+        let _ = stream.set_priority(MESSAGE_PRIORITY);
+        write_lane(c, Lane::Tells, stream).await;
+    }
+}
+
+/// Writes what the outbox holds, all of it at a time, until it is closed.
+async fn write_lane(c: Context, lane: Lane, mut stream: quinn::SendStream) {
+    let outbox = match lane {
+        Lane::Control => &c.link.control,
+        Lane::Tells => &c.link.tells,
+    };
+    while let Some(batch) = outbox.take().await {
+        if stream.write_chunk(batch).await.is_err() {
+            // The connection is lost, or about to be: the peer never stops a lane.
+            return;
+        }
+    }
+    // Acknowledged to the last byte, or the connection is gone.
+    let _ = stream.finish();
+    let _ = stream.stopped().await;
+    c.link.written.add_permits(1);
+}
+
+async fn read_tells(c: Context) {
+    if let Ok(stream) = c.link.conn.accept_uni().await {
+        read_lane(c, Lane::Tells, stream).await;
+    }
+}
+
+async fn read_lane(c: Context, lane: Lane, mut stream: quinn::RecvStream) {
+    let mut decoder = Decoder::new(c.node.limits.frame_bytes);
+    loop {
+        match stream.read_chunk(READ_CHUNK_BYTES, true).await {
+            Ok(Some(chunk)) => decoder.push(&chunk.bytes),
+            Ok(None) if decoder.is_at_boundary() => return,
+            Ok(None) => return c.link.violation(&FrameError::Truncated),
+            Err(_) => return,
+        }
+        loop {
+            match decoder.next() {
+                Ok(Some(frame)) => {
+                    if let Err(error) = take_frame(&c, lane, &frame).await {
+                        return c.link.violation(&error);
+                    }
+                }
+                Ok(None) => break,
+                Err(error) => return c.link.violation(&error),
+            }
+        }
+    }
+}
+
+async fn take_frame(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameError> {
+    match (frame.kind, lane) {
+        (Kind::Tell, _) => take_tell(c, lane, frame).await,
+        (Kind::Monitor, Lane::Control) => take_monitor(c, &frame.read()?),
+        (Kind::Demonitor, Lane::Control) => {
+            let (id,): (u64,) = frame.read()?;
+            let watched = c.link.watched.lock().remove(&id);
+            if let Some((path, watch)) = watched {
+                c.node.registry.unwatch(&path, watch);
+            }
+            Ok(())
+        }
+        (Kind::Down, Lane::Control) => {
+            let (id, reason): (u64, Exit) = frame.read()?;
+            let sender = c.link.monitors.lock().as_mut().and_then(|m| m.remove(&id));
+            if let Some(sender) = sender {
+                let _ = sender.send(reason);
+            }
+            Ok(())
+        }
+        (kind, _) => Err(FrameError::Unexpected(kind)),
+    }
+}
+
+async fn take_tell(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameError> {
+    let tell: Tell<'_> = frame.read()?;
+    Counters::add(&c.slot.counters.received);
+    let body = frame.payload.slice_ref(tell.body);
+    let job = match tell_job(&c.node, &c.link.peer, &tell, body.clone()) {
+        Ok(job) => job,
+        Err(_) => {
+            Counters::add(&c.slot.counters.dropped);
+            tracing::debug!(node = %c.link.peer.node, path = tell.path, "dropped a tell: {} is not served there", tell.name);
+            return Ok(());
+        }
+    };
+    match c.slot.inboxes.deliver(lane, tell.path, &body, job).await {
+        Delivery::Queued => {}
+        Delivery::Dropped => Counters::add(&c.slot.counters.dropped),
+        Delivery::OverrunBegins => {
+            Counters::add(&c.slot.counters.dropped);
+            tracing::warn!(node = %c.link.peer.node, path = tell.path, "inbox of {} is full: dropping tells from {} until there is room", tell.path, c.link.peer.node);
+        }
+    }
+    Ok(())
+}
+
+/// The handling of one tell, as a job for an inbox.
+pub(crate) fn tell_job(node: &Arc<Node>, peer: &Peer, tell: &Tell<'_>, body: Bytes) -> Result<Job, Failure> {
+    let handler = node.registry.message(tell.path, tell.name, tell.version)?;
+    let (node, peer) = (node.clone(), peer.clone());
+    let (path, name): (Box<str>, Box<str>) = (tell.path.into(), tell.name.into());
+    Ok(Box::new(move || {
+        Box::pin(async move {
+            if node.is_dead() {
+                return;
+            }
+            let from = peer.node.clone();
+            let outcome = crate::endpoint::guarded(|| handler(peer, body, Call::Tell)).await;
+            if let Err(failure) = outcome {
+                tracing::debug!(node = %from, path = %path, "a tell of {name} failed: {failure:?}");
+            }
+        })
+    }))
+}
+
+fn take_monitor(c: &Context, monitor: &MonitorPath<'_>) -> Result<(), FrameError> {
+    {
+        let watched = c.link.watched.lock();
+        if watched.len() >= c.node.limits.monitors || watched.contains_key(&monitor.id) {
+            return Err(FrameError::Unexpected(Kind::Monitor));
+        }
+    }
+    let watcher = Arc::new(Watcher::remote(Arc::downgrade(&c.link), monitor.id));
+    // Noted before it is watched, so that a Down that fires at once finds it; the id follows.
+    let path: Arc<str> = monitor.path.into();
+    c.link.watched.lock().insert(monitor.id, (path.clone(), u64::MAX));
+    let watch = c.node.registry.watch(monitor.path, watcher, &c.node.driver);
+    if let Some(watch) = watch {
+        let stale = {
+            let mut watched = c.link.watched.lock();
+            match watched.get_mut(&monitor.id) {
+                Some(entry) => {
+                    entry.1 = watch;
+                    false
+                }
+                None => true,
+            }
+        };
+        if stale {
+            c.node.registry.unwatch(&path, watch);
+        }
+    }
+    Ok(())
+}
+
+async fn accept_streams(c: Context) {
+    while let Ok((send, recv)) = c.link.conn.accept_bi().await {
+        // Bounded by the stream limit that QUIC keeps for us.
+        c.node.handlers.spawn(serve_stream(c.clone(), send, recv));
+    }
+}
+
+async fn serve_stream(c: Context, send: quinn::SendStream, mut recv: quinn::RecvStream) {
+    let request = tokio::time::timeout(Duration::from_millis(REQUEST_READ_MS), read_request(&c, &mut recv));
+    let send = Resetting::new(send);
+    match request.await {
+        Ok(Ok((frame, budget))) => {
+            let served = match frame.kind {
+                Kind::Ask => serve_ask(&c, &frame, send).await,
+                _ => serve_open(&c, &frame, send, recv).await,
+            };
+            drop(budget);
+            if let Err(error) = served {
+                c.link.violation(&error);
+            }
+        }
+        Ok(Err(ReadFrameError::Frame(error))) => c.link.violation(&error),
+        // The asker gave up, was too slow, or the connection is lost.
+        Ok(Err(ReadFrameError::Gone)) | Err(_) => drop(send),
+    }
+}
+
+async fn read_request(
+    c: &Context,
+    recv: &mut quinn::RecvStream,
+) -> Result<(Frame, Option<tokio::sync::OwnedSemaphorePermit>), ReadFrameError> {
+    let header = read_header(recv, c.node.limits.frame_bytes).await?;
+    if !matches!(header.kind, Kind::Ask | Kind::Open) {
+        return Err(FrameError::Unexpected(header.kind).into());
+    }
+    let most = c.node.limits.ask_bytes / BUDGET_UNIT_BYTES;
+    let units = header.payload_bytes.div_ceil(BUDGET_UNIT_BYTES).clamp(1, most.max(1));
+    let units = u32::try_from(units).unwrap_or(u32::MAX);
+    let budget = c.link.ask_budget.clone().acquire_many_owned(units).await;
+    let payload = read_payload(recv, header.payload_bytes).await?;
+    let frame = Frame { kind: header.kind, payload };
+    Ok((frame, budget.ok()))
+}
+
+async fn serve_ask(c: &Context, frame: &Frame, mut send: Resetting) -> Result<(), FrameError> {
+    let ask: Ask<'_> = frame.read()?;
+    Counters::add(&c.slot.counters.received);
+    let Some(stream) = send.release() else {
+        return Ok(());
+    };
+    let given_up = stream.stopped();
+    let _ = stream.set_priority(MESSAGE_PRIORITY);
+    send = Resetting::new(stream);
+    let body = frame.payload.slice_ref(ask.body);
+    let answer = c.node.answer(c.link.peer.clone(), &ask, body);
+    let (status, body) = tokio::select! {
+        answer = answer => answer,
+        // The asker is gone, with its node or without: nobody wants the answer, so the handler's future is dropped.
+        _ = given_up => return Ok(()),
+    };
+    let reply = c.node.encode_reply(status, &body);
+    Counters::add(&c.slot.counters.sent);
+    if send.write(reply).await.is_ok() {
+        send.finish();
+    }
+    Ok(())
+}
+
+async fn serve_open(
+    c: &Context,
+    frame: &Frame,
+    mut send: Resetting,
+    recv: quinn::RecvStream,
+) -> Result<(), FrameError> {
+    let open: Open<'_> = frame.read()?;
+    Counters::add(&c.slot.counters.received);
+    let Some(handler) = c.node.registry.stream(open.path) else {
+        let reply = c.node.encode_reply(status::NO_PROC, &[]);
+        if send.write(reply).await.is_ok() {
+            send.finish();
+        }
+        return Ok(());
+    };
+    let reply = c.node.encode_reply(status::OK, &[]);
+    if send.write(reply).await.is_err() {
+        return Ok(());
+    }
+    let Some(send) = send.release() else {
+        return Ok(());
+    };
+    let _ = send.set_priority(BODY_PRIORITY);
+    let header = frame.payload.slice_ref(open.header);
+    let (send, recv) = stream::quic(send, recv, None);
+    let peer = c.link.peer.clone();
+    let path = open.path;
+    let handled = crate::endpoint::guarded(|| {
+        let handling = handler(peer, header, send, recv);
+        async move {
+            handling.await;
+            Ok(vec![])
+        }
+    });
+    if let Err(failure) = handled.await {
+        tracing::warn!(path, "the stream handler of {path} failed: {failure:?}");
+    }
+    Ok(())
+}
+
+async fn read_datagrams(c: Context) {
+    while let Ok(datagram) = c.link.conn.read_datagram().await {
+        Counters::add(&c.slot.counters.received);
+        if !c.node.take_datagram(&c.link.peer, datagram) {
+            Counters::add(&c.slot.counters.dropped);
+        }
+    }
+}
+
+/// Why no frame could be read.
+#[derive(Debug)]
+pub(crate) enum ReadFrameError {
+    /// The peer broke the protocol.
+    Frame(FrameError),
+    /// The stream was reset, or the connection is lost.
+    Gone,
+}
+
+impl From<FrameError> for ReadFrameError {
+    fn from(error: FrameError) -> Self {
+        Self::Frame(error)
+    }
+}
+
+impl From<ReadError> for ReadFrameError {
+    fn from(_: ReadError) -> Self {
+        Self::Gone
+    }
+}
+
+/// Reads exactly one frame and not a byte more.
+pub(crate) async fn read_frame(recv: &mut quinn::RecvStream, limit: usize) -> Result<Frame, ReadFrameError> {
+    let header = read_header(recv, limit).await?;
+    let payload = read_payload(recv, header.payload_bytes).await?;
+    Ok(Frame { kind: header.kind, payload })
+}
+
+async fn read_header(recv: &mut quinn::RecvStream, limit: usize) -> Result<Header, ReadFrameError> {
+    let mut header = [0; HEADER_BYTES];
+    recv.read_exact(&mut header).await.map_err(|e| match e {
+        quinn::ReadExactError::FinishedEarly(_) => FrameError::Truncated.into(),
+        quinn::ReadExactError::ReadError(_) => ReadFrameError::Gone,
+    })?;
+    Ok(Header::parse(header, limit)?)
+}
+
+/// Memory grows with what has arrived, not with what was announced.
+async fn read_payload(recv: &mut quinn::RecvStream, payload_bytes: usize) -> Result<Bytes, ReadFrameError> {
+    let mut payload = BytesMut::new();
+    while payload.len() < payload_bytes {
+        match recv.read_chunk(payload_bytes - payload.len(), true).await? {
+            Some(chunk) if payload.is_empty() && chunk.bytes.len() == payload_bytes => {
+                return Ok(chunk.bytes);
+            }
+            Some(chunk) => payload.extend_from_slice(&chunk.bytes),
+            None => return Err(FrameError::Truncated.into()),
+        }
+    }
+    Ok(payload.freeze())
+}
+
+/// Reads the reply of an ask or open.
+pub(crate) async fn read_reply(recv: &mut quinn::RecvStream, limit: usize) -> Result<(u8, Bytes), ReadFrameError> {
+    let frame = read_frame(recv, limit).await?;
+    if frame.kind != Kind::Reply {
+        return Err(FrameError::Unexpected(frame.kind).into());
+    }
+    let reply: Reply<'_> = frame.read()?;
+    Ok((reply.status, frame.payload.slice_ref(reply.body)))
+}

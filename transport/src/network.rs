@@ -1,0 +1,86 @@
+//! Where packets go: the one place that names a socket. A simulation gives its own [`Network`].
+
+use std::{
+    future::Future,
+    io::{self, IoSliceMut},
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use quinn::{
+    AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller,
+    udp::{RecvMeta, Transmit},
+};
+use tokio::runtime::Handle;
+
+/// Makes the socket that a transport sends and receives packets on.
+pub trait Network: std::fmt::Debug + Send + Sync + 'static {
+    /// Binds `addr`; called once, inside the runtime that the transport runs on.
+    fn bind(&self, addr: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>>;
+}
+
+/// The operating system's UDP.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct UdpNetwork;
+
+impl Network for UdpNetwork {
+    fn bind(&self, addr: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        TokioRuntime.wrap_udp_socket(std::net::UdpSocket::bind(addr)?)
+    }
+}
+
+/// Timers and tasks of QUIC on one given runtime, whichever thread asks for them.
+#[derive(Debug)]
+pub(crate) struct DriverRuntime(pub(crate) Handle);
+
+impl Runtime for DriverRuntime {
+    fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
+        let _entered = self.0.enter();
+        Box::pin(tokio::time::sleep_until(at.into()))
+    }
+
+    fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        self.0.spawn(future);
+    }
+
+    fn wrap_udp_socket(&self, socket: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        let _entered = self.0.enter();
+        TokioRuntime.wrap_udp_socket(socket)
+    }
+
+    fn now(&self) -> Instant {
+        tokio::time::Instant::now().into_std()
+    }
+}
+
+/// Takes the place of the socket of an endpoint that has ended. Handles of the endpoint may live on, in handlers that
+/// hold the transport, and must not keep the address in use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ClosedSocket(pub(crate) SocketAddr);
+
+impl AsyncUdpSocket for ClosedSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(*self)
+    }
+
+    fn try_send(&self, _: &Transmit<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn poll_recv(&self, _: &mut Context<'_>, _: &mut [IoSliceMut<'_>], _: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
+        Poll::Pending
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.0)
+    }
+}
+
+impl UdpPoller for ClosedSocket {
+    fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

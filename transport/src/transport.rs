@@ -1,0 +1,630 @@
+//! The handle that everybody uses: start, peers, ask, tell, streams, datagrams, monitors, faults, close. Cloned freely.
+//! Nothing here blocks; what waits is a future that may run on any tokio runtime.
+
+use std::{future::Future, io, net::SocketAddr, sync::Arc, thread, time::Duration};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use phalanx_actors::{Handler, Message, Named};
+use quinn::{Endpoint, EndpointConfig, IdleTimeout, VarInt};
+use rustls::pki_types::CertificateDer;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    runtime::{Handle, Runtime},
+    sync::{broadcast, oneshot, watch},
+    task::JoinHandle,
+    time::timeout,
+};
+
+use crate::{
+    ask::Request,
+    config::{Identity, TransportConfig},
+    endpoint::{Node, Parts, Phase, accept_loop, close_links, encode_datagram, server_config},
+    error::{AskError, SendError, StartError},
+    event::{LossReason, NodeName, Peer, PeerEvent, PeerInfo},
+    fault::{FaultTable, Faults},
+    fault_socket::FaultSocket,
+    frame::{Kind, Tell, encode},
+    hello::Me,
+    inbox::Lane,
+    link::{CloseCode, Link, tell_job},
+    monitor::{Monitor, Watcher},
+    network::{ClosedSocket, DriverRuntime},
+    outbox::PushError,
+    peer::Counters,
+    registry::{Call, Failure, Outcome},
+    stream::{RecvStream, SendStream},
+    tls::{Tls, check_names},
+};
+
+/// Peer events that a slow subscriber may lag behind before it misses some.
+const EVENTS_MAX: usize = 4_096;
+
+/// First guess of the round-trip time. QUIC's own third of a second would repeat a lost first packet only after a whole
+/// one, too late for a cluster's failover.
+const INITIAL_RTT: Duration = Duration::from_millis(50);
+
+/// `close` and `abort` give the links so long to report their loss.
+const WIND_DOWN: Duration = Duration::from_secs(1);
+
+/// After that `close` lingers so long, so that a peer which missed the farewell hears it again.
+const LINGER: Duration = Duration::from_millis(100);
+
+/// A message that crosses machines.
+pub trait Remote: Serialize + DeserializeOwned + Send + 'static {
+    /// Stable name, unique among the messages of a path; not a Rust path, which changes with refactoring.
+    const NAME: &'static str;
+    /// Grows when the encoding changes incompatibly. A path may serve several versions.
+    const VERSION: u16 = 1;
+    /// What an ask is answered with.
+    type Reply: Serialize + DeserializeOwned + Send + 'static;
+}
+
+/// One node's end of the cluster's network. Cheap to clone. When the last clone is dropped the transport closes.
+#[derive(Clone, Debug)]
+pub struct Transport {
+    node: Arc<Node>,
+    running: Arc<Running>,
+}
+
+/// What ends with the last handle.
+#[derive(Debug)]
+struct Running {
+    node: Arc<Node>,
+    local_addr: SocketAddr,
+    stop: watch::Sender<bool>,
+    /// Resolves when the transport's thread has let go of everything.
+    stopped: Mutex<Option<oneshot::Receiver<()>>>,
+}
+
+impl Transport {
+    /// Binds the address, starts the transport's thread, and accepts peers.
+    ///
+    /// # Errors
+    /// The address cannot be bound, the identity is unusable, or a name is no DNS name.
+    pub fn start(config: TransportConfig) -> Result<Self, StartError> {
+        check_names(&config.cluster, &config.node)?;
+        let tls = Arc::new(Tls::new(config.identity, &config.trust)?);
+        let handlers = match config.handlers {
+            Some(handle) => handle,
+            None => Handle::try_current().map_err(|_| StartError::NoRuntime)?,
+        };
+        let (driver, own_runtime) = match config.driver {
+            Some(handle) => (handle, None),
+            None => {
+                let (handle, runtime) = OwnRuntime::new().map_err(StartError::Thread)?;
+                (handle, Some(runtime))
+            }
+        };
+        let faults = Arc::new(FaultTable::default());
+        let quic = Arc::new(quic_config(&config.limits, &config.timings));
+        let bind_error = |source| StartError::Bind { addr: config.bind, source };
+        let (endpoint, local_addr) = {
+            let _entered = driver.enter();
+            let socket = config.network.bind(config.bind).map_err(bind_error)?;
+            let local_addr = socket.local_addr().map_err(bind_error)?;
+            let socket = Arc::new(FaultSocket::new(socket, faults.clone(), &driver));
+            let endpoint = Endpoint::new_with_abstract_socket(
+                EndpointConfig::default(),
+                Some(server_config(&tls, &quic, &config.limits)),
+                socket,
+                Arc::new(DriverRuntime(driver.clone())),
+            )
+            .map_err(bind_error)?;
+            (endpoint, local_addr)
+        };
+        let node = Arc::new(Node::new(Parts {
+            me: Me { cluster: config.cluster, node: config.node, incarnation: config.incarnation },
+            limits: config.limits,
+            timings: config.timings,
+            driver: driver.clone(),
+            handlers,
+            endpoint,
+            tls,
+            quic,
+            faults,
+            events: broadcast::Sender::new(EVENTS_MAX),
+        }));
+        let (stop, stopping) = watch::channel(false);
+        let (stopped_sender, stopped) = oneshot::channel();
+        driver.spawn(accept_loop(node.clone()));
+        let main = wind_down(node.clone(), stopping);
+        let end = {
+            let node = node.clone();
+            move || {
+                release_socket(&node.endpoint, local_addr);
+                // Nobody may be waiting.
+                let _ = stopped_sender.send(());
+            }
+        };
+        match own_runtime {
+            Some(runtime) => {
+                thread::Builder::new()
+                    .name("transport".into())
+                    .spawn(move || {
+                        runtime.run(main);
+                        end();
+                    })
+                    .map_err(StartError::Thread)?;
+            }
+            None => {
+                driver.spawn(async move {
+                    main.await;
+                    end();
+                });
+            }
+        }
+        Ok(Self {
+            node: node.clone(),
+            running: Arc::new(Running { node, local_addr, stop, stopped: Mutex::new(Some(stopped)) }),
+        })
+    }
+
+    /// The bound UDP address.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.running.local_addr
+    }
+
+    /// This node's name.
+    pub fn node(&self) -> &NodeName {
+        &self.node.me.node
+    }
+
+    /// This boot's number.
+    pub fn incarnation(&self) -> u64 {
+        self.node.me.incarnation
+    }
+
+    /// Keeps `node` connected at `addr` from now on; dials at once. A changed address ends a connection to another
+    /// place. One's own name is ignored.
+    pub fn set_peer(&self, node: impl AsRef<str>, addr: SocketAddr) {
+        let name = node.as_ref();
+        if name == &*self.node.me.node || !self.node.is_running() {
+            return;
+        }
+        let Some(slot) = self.node.peer_or_new(name) else {
+            tracing::warn!("cannot add peer {name}: more than {} peers", self.node.limits.peers);
+            return;
+        };
+        self.node.faults.place(&slot.name, Some(addr));
+        let mut state = slot.lock();
+        let before = state.addr.replace(addr);
+        if before.is_some_and(|before| before != addr)
+            && let Some(link) = slot.link()
+            && link.conn.remote_address() != addr
+        {
+            link.close(CloseCode::Removed, LossReason::Removed, "the peer has moved");
+        }
+        if before != Some(addr) {
+            state.trouble = None;
+        }
+        state.nudged = true;
+        self.node.ensure_dialing(&slot, &mut state);
+    }
+
+    /// Ends the connection to `node` and dials it no more. If it dials us, it is connected again.
+    pub fn remove_peer(&self, node: &str) {
+        let Some(slot) = self.node.peer(node) else {
+            return;
+        };
+        self.node.faults.place(&slot.name, None);
+        slot.lock().addr = None;
+        if let Some(link) = slot.link() {
+            link.close(CloseCode::Removed, LossReason::Removed, "removed as a peer");
+        }
+        slot.wake.notify_one();
+    }
+
+    /// Dials `node` now instead of at the end of its backoff, if it is set and not connected.
+    pub fn nudge(&self, node: &str) {
+        if let Some(slot) = self.node.peer(node) {
+            slot.lock().nudged = true;
+            slot.wake.notify_one();
+        }
+    }
+
+    /// Every peer known, by name.
+    pub fn peers(&self) -> Vec<PeerInfo> {
+        self.node.peers().iter().map(|slot| slot.info()).collect()
+    }
+
+    /// Whether `node` is connected now (one's own always is).
+    pub fn is_connected(&self, node: &str) -> bool {
+        self.is_own(node) || self.node.peer(node).is_some_and(|slot| slot.link().is_some())
+    }
+
+    /// Changes of peers from now on.
+    pub fn events(&self) -> broadcast::Receiver<PeerEvent> {
+        self.node.events.subscribe()
+    }
+
+    /// This transport's fault injection.
+    pub fn faults(&self) -> Faults {
+        Faults { table: self.node.faults.clone() }
+    }
+
+    /// Uses another certificate and other roots for connections from now on; those that are up stay.
+    ///
+    /// # Errors
+    /// The identity is unusable; the old one stays in use.
+    pub fn set_identity(&self, identity: Identity, trust: Vec<CertificateDer<'static>>) -> Result<(), StartError> {
+        let tls = Arc::new(Tls::new(identity, &trust)?);
+        let server = self.node.server_config(&tls);
+        *self.node.tls.lock() = tls;
+        self.node.endpoint.set_server_config(Some(server));
+        Ok(())
+    }
+
+    /// Handles messages `M` to `path`, from peers and from this node. Tells from one sender run one after the other in
+    /// the order sent; asks run at once, side by side. `f` runs on the handlers' runtime; `Err` is the asker's
+    /// [`AskError::Remote`].
+    ///
+    /// **The future of an ask is dropped when its asker gives up or is lost.** What must not stop half way is spawned.
+    pub fn serve<M, F, Fut>(&self, path: &str, f: F)
+    where
+        M: Remote,
+        F: Fn(Peer, M) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<M::Reply, String>> + Send + 'static,
+    {
+        let f = Arc::new(f);
+        self.node.registry.serve(
+            path,
+            (M::NAME, M::VERSION),
+            Arc::new(move |peer, body, call| {
+                let f = f.clone();
+                Box::pin(async move {
+                    let message = rmp_serde::from_slice(&body).map_err(|e| Failure::BadMessage(e.to_string()))?;
+                    let reply = f(peer, message).await.map_err(Failure::Failed)?;
+                    match call {
+                        Call::Ask { .. } => encode_reply(&reply),
+                        Call::Tell => Ok(vec![]),
+                    }
+                })
+            }),
+        );
+    }
+
+    /// Lets peers (and this node) tell and ask `M` to a local actor at `path`, whichever incarnation of it runs. Tells wait
+    /// for room in its mailbox, and so in time for the sender; without an incarnation they are dropped, and an ask is
+    /// [`AskError::NoProc`]. A monitor on `path` reports the exit of the incarnation that ran when it was set. Expose one
+    /// actor for each path; several messages of it are several calls.
+    pub fn expose<A, M>(&self, path: &str, actor: Named<A>)
+    where
+        A: Handler<M>,
+        M: Remote + Message<Reply = <M as Remote>::Reply>,
+    {
+        let living = actor.clone();
+        self.node.registry.set_life(
+            path,
+            Arc::new(move || {
+                let pid = living.resolve()?.pid();
+                Some(Box::pin(async move { pid.exited().await }))
+            }),
+        );
+        self.node.registry.serve(
+            path,
+            (M::NAME, M::VERSION),
+            Arc::new(move |_, body, call| {
+                let actor = actor.clone();
+                Box::pin(async move {
+                    let message: M = rmp_serde::from_slice(&body).map_err(|e| Failure::BadMessage(e.to_string()))?;
+                    match call {
+                        Call::Ask { deadline } => {
+                            let reply = actor.ask_timeout(message, deadline).await.map_err(Failure::from)?;
+                            encode_reply(&reply)
+                        }
+                        Call::Tell => match actor.send(message).await {
+                            Ok(()) => Ok(vec![]),
+                            Err(_) => Err(Failure::NoProc),
+                        },
+                    }
+                })
+            }),
+        );
+    }
+
+    /// Handles streams to `path`. `f` gets the header that the opener sent; it runs on the handlers' runtime.
+    pub fn serve_stream<F, Fut>(&self, path: &str, f: F)
+    where
+        F: Fn(Peer, Bytes, SendStream, RecvStream) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.node
+            .registry
+            .serve_stream(path, Arc::new(move |peer, header, send, recv| Box::pin(f(peer, header, send, recv))));
+    }
+
+    /// Handles datagrams to `path`. `f` runs on the transport's own thread and must not block.
+    pub fn serve_datagram<F>(&self, path: &str, f: F)
+    where
+        F: Fn(Peer, Bytes) + Send + Sync + 'static,
+    {
+        self.node.registry.serve_datagram(path, Arc::new(f));
+    }
+
+    /// Serves nothing at `path` any more; monitors on it fire with `Exit::Shutdown`.
+    pub fn unserve(&self, path: &str) {
+        self.node.registry.unserve(path);
+    }
+
+    /// Sends `msg` to `path` on `node` and waits for its answer, for `deadline` at most. Waits for a connection if there
+    /// is none. The message is encoded before this returns; dropping the future cancels the request.
+    pub fn ask<M: Remote>(
+        &self,
+        node: &str,
+        path: &str,
+        msg: &M,
+        deadline: Duration,
+    ) -> impl Future<Output = Result<M::Reply, AskError>> + Send + 'static + use<M> {
+        let body = rmp_serde::to_vec(msg).map_err(|e| AskError::Unencodable(e.to_string()));
+        let request = Request::new(&self.node, node, path, (M::NAME, M::VERSION), deadline);
+        let path = path.to_owned();
+        async move {
+            let reply = request.run(body?.into()).await?;
+            rmp_serde::from_slice(&reply).map_err(|e| AskError::BadReply { path, reason: e.to_string() })
+        }
+    }
+
+    /// Sends `msg` to `path` on `node`, in order after what was told before. Never waits.
+    ///
+    /// # Errors
+    /// No connection now, or the outbox is full. `Ok` does not mean that it arrives.
+    pub fn tell<M: Remote>(&self, node: &str, path: &str, msg: &M) -> Result<(), SendError> {
+        self.tell_on(Lane::Tells, node, path, msg)
+    }
+
+    /// As [`tell`](Self::tell), on the control lane: ahead of bulk, ordered among control tells, and dropped by a receiver
+    /// whose inbox is full. For small urgent messages.
+    ///
+    /// # Errors
+    /// As `tell`.
+    pub fn tell_control<M: Remote>(&self, node: &str, path: &str, msg: &M) -> Result<(), SendError> {
+        self.tell_on(Lane::Control, node, path, msg)
+    }
+
+    fn tell_on<M: Remote>(&self, lane: Lane, node: &str, path: &str, msg: &M) -> Result<(), SendError> {
+        if !self.node.is_running() {
+            return Err(SendError::Closed);
+        }
+        let body = rmp_serde::to_vec(msg).map_err(|e| SendError::Unencodable(e.to_string()))?;
+        let tell = Tell { path, name: M::NAME, version: M::VERSION, body: &body };
+        let frame = encode(Kind::Tell, &tell, self.node.limits.frame_bytes)?;
+        let full = || SendError::Full { node: node.into() };
+        if self.is_own(node) {
+            let job = tell_job(&self.node, &self.node.own_peer(), &tell, body.clone().into());
+            // Not served is a message lost, as on a peer.
+            let Ok(job) = job else {
+                return Ok(());
+            };
+            let taken = self.node.own_inboxes.try_deliver(lane, path, body.len(), job);
+            return if taken { Ok(()) } else { Err(full()) };
+        }
+        let no_connection = || SendError::NoConnection { node: node.into() };
+        let slot = self.node.peer(node).ok_or_else(no_connection)?;
+        let link = slot.link().ok_or_else(no_connection)?;
+        let outbox = match lane {
+            Lane::Control => &link.control,
+            Lane::Tells => &link.tells,
+        };
+        outbox.push(&frame).map_err(|error| match error {
+            PushError::Closed => no_connection(),
+            PushError::Full => full(),
+        })?;
+        Counters::add(&slot.counters.sent);
+        Ok(())
+    }
+
+    /// Opens a stream to `path` on `node`, with a first header of bytes. Resolves once the other side serves it.
+    pub fn open_stream(
+        &self,
+        node: &str,
+        path: &str,
+        header: Bytes,
+    ) -> impl Future<Output = Result<(SendStream, RecvStream), AskError>> + Send + 'static + use<> {
+        let within = Duration::from_millis(self.node.timings.open_stream_ms);
+        let request = Request::new(&self.node, node, path, ("", 0), within);
+        request.open(header)
+    }
+
+    /// Sends a datagram to `path` on `node`: at most once, in no order, at most about a packet long.
+    ///
+    /// # Errors
+    /// No connection now, or too large for a packet.
+    pub fn datagram(&self, node: &str, path: &str, body: Bytes) -> Result<(), SendError> {
+        if !self.node.is_running() {
+            return Err(SendError::Closed);
+        }
+        let too_large = |bytes, limit| SendError::TooLarge { bytes, limit };
+        let datagram = encode_datagram(path, &body).ok_or_else(|| too_large(path.len(), usize::from(u16::MAX)))?;
+        if self.is_own(node) {
+            let node = self.node.clone();
+            self.node.driver.spawn(async move {
+                node.take_datagram(&node.own_peer(), datagram);
+            });
+            return Ok(());
+        }
+        let no_connection = || SendError::NoConnection { node: node.into() };
+        let slot = self.node.peer(node).ok_or_else(no_connection)?;
+        let link = slot.link().ok_or_else(no_connection)?;
+        let bytes = datagram.len();
+        link.conn.send_datagram(datagram).map_err(|e| match e {
+            quinn::SendDatagramError::TooLarge => too_large(bytes, link.conn.max_datagram_size().unwrap_or(0)),
+            _ => no_connection(),
+        })?;
+        Counters::add(&slot.counters.sent);
+        Ok(())
+    }
+
+    /// Watches `path` on `node` from now on. The future resolves exactly once: with `Exit::NoProc` if nothing is served
+    /// there (or the exposed actor does not run), with its exit when it ends, with `Exit::NoConnection` when the connection
+    /// is lost for any reason or there is none now.
+    pub fn monitor(&self, node: &str, path: &str) -> Monitor {
+        let monitor = |fired, cancel| Monitor { node: node.into(), path: path.into(), fired, cancel };
+        if self.is_own(node) {
+            let (sender, fired) = oneshot::channel();
+            let watcher = Arc::new(Watcher::local(sender));
+            let watch = self.node.registry.watch(path, watcher, &self.node.driver);
+            let (own, path) = (self.node.clone(), path.to_owned());
+            let cancel =
+                watch.map(|id| -> Box<dyn FnOnce() + Send> { Box::new(move || own.registry.unwatch(&path, id)) });
+            return monitor(fired, cancel);
+        }
+        let Some(link) = self.node.peer(node).and_then(|slot| slot.link()) else {
+            // A sender that is gone reads as NoConnection.
+            return monitor(oneshot::channel().1, None);
+        };
+        let (id, fired) = link.monitor(path);
+        let link = Arc::downgrade(&link);
+        monitor(
+            fired,
+            Some(Box::new(move || {
+                if let Some(link) = link.upgrade() {
+                    link.demonitor(id);
+                }
+            })),
+        )
+    }
+
+    /// Runs a future on the transport's own thread; for timers that must not be late. It must not block.
+    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.node.driver.spawn(future)
+    }
+
+    /// Closes in order: takes nothing new, writes out what was told, tells the peers, and frees the address.
+    pub async fn close(&self) {
+        let first = self.node.phase.send_if_modified(|phase| {
+            let first = *phase == Phase::Running;
+            if first {
+                *phase = Phase::Closing;
+            }
+            first
+        });
+        if first {
+            let within = Duration::from_millis(self.node.timings.close_flush_ms);
+            let links: Vec<Arc<Link>> = self.node.peers().iter().filter_map(|s| s.link()).collect();
+            for link in &links {
+                link.control.close();
+                link.tells.close();
+            }
+            let flushed = async {
+                for link in &links {
+                    tokio::select! {
+                        _ = link.written.acquire_many(2) => {}
+                        _ = link.conn.closed() => {}
+                    }
+                }
+            };
+            // What cannot be written in time is lost, as the contract allows.
+            let _ = timeout(within, flushed).await;
+            close_links(&self.node, CloseCode::Closing, "the node is closing");
+            self.running.stop.send_replace(true);
+        }
+        let stopped = self.running.stopped.lock().take();
+        if let Some(stopped) = stopped {
+            let _ = stopped.await;
+        }
+    }
+
+    /// Ends as if the process had died: not one packet more, the peers find out by themselves. Returns at once; `close`
+    /// afterwards waits until the address is free.
+    pub fn abort(&self) {
+        self.node.faults.die();
+        self.node.phase.send_replace(Phase::Dead);
+        close_links(&self.node, CloseCode::Closing, "");
+        self.running.stop.send_replace(true);
+    }
+
+    fn is_own(&self, node: &str) -> bool {
+        *node == *self.node.me.node
+    }
+}
+
+fn encode_reply(reply: &impl Serialize) -> Outcome {
+    rmp_serde::to_vec(reply).map_err(|e| Failure::Failed(format!("cannot encode the reply: {e}")))
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if self.node.is_running() {
+            self.node.phase.send_replace(Phase::Closing);
+            close_links(&self.node, CloseCode::Closing, "the node is closing");
+        }
+        self.stop.send_replace(true);
+    }
+}
+
+/// The runtime of the transport's thread. Tokio's own panics when it is dropped in async code, where `start` may fail.
+struct OwnRuntime(Option<Runtime>);
+
+impl OwnRuntime {
+    fn new() -> io::Result<(Handle, Self)> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok((runtime.handle().clone(), Self(Some(runtime))))
+    }
+
+    /// Runs until the future ends; whatever else runs on it ends then.
+    fn run(mut self, main: impl Future<Output = ()>) {
+        if let Some(runtime) = self.0.take() {
+            runtime.block_on(main);
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Lets go of the socket, even of the copy that an endpoint keeps for packets that are still on their way.
+fn release_socket(endpoint: &Endpoint, addr: SocketAddr) {
+    for _ in 0..2 {
+        // Fails only without a local address.
+        let _ = endpoint.rebind_abstract(Arc::new(ClosedSocket(addr)));
+    }
+}
+
+/// The transport's main task: waits for the end, then lets the connections end.
+async fn wind_down(node: Arc<Node>, mut stopping: watch::Receiver<bool>) {
+    // An error means that the handle is gone.
+    let _ = stopping.wait_for(|stop| *stop).await;
+    let links_gone = async {
+        for slot in node.peers() {
+            let _ = slot.links().wait_for(Option::is_none).await;
+        }
+    };
+    let _ = timeout(WIND_DOWN, links_gone).await;
+    node.endpoint.close(VarInt::from_u32(CloseCode::Closing as u32), b"the node is closing");
+    if !node.is_dead() {
+        let _ = timeout(LINGER, node.endpoint.wait_idle()).await;
+    }
+}
+
+fn quic_config(limits: &crate::config::Limits, timings: &crate::config::Timings) -> quinn::TransportConfig {
+    // The streams a peer may open: the hello's, one for each ask and each body, and a few that are just closing.
+    const STREAMS_CLOSING: u32 = 64;
+    let mut quic = quinn::TransportConfig::default();
+    let bi_streams = limits.asks_in_flight.saturating_add(limits.streams_open).saturating_add(STREAMS_CLOSING);
+    let idle = VarInt::from_u64(timings.idle_timeout_ms).unwrap_or(VarInt::MAX);
+    // No limit of the connection as a whole beyond what the streams add up to: bodies that nobody reads must not keep an
+    // exit from being told.
+    let window = u64::from(limits.stream_window_bytes) * (u64::from(bi_streams) + 1);
+    quic.max_concurrent_bidi_streams(bi_streams.into())
+        .max_concurrent_uni_streams(1u32.into())
+        .stream_receive_window(limits.stream_window_bytes.into())
+        .receive_window(VarInt::from_u64(window).unwrap_or(VarInt::MAX))
+        .send_window(window)
+        .max_idle_timeout(Some(IdleTimeout::from(idle)))
+        .keep_alive_interval(Some(Duration::from_millis(timings.keep_alive_ms)))
+        .initial_rtt(INITIAL_RTT)
+        .datagram_receive_buffer_size(Some(limits.datagram_bytes))
+        .datagram_send_buffer_size(limits.datagram_bytes);
+    quic
+}
