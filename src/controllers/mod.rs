@@ -6,4 +6,5 @@ pub mod namespace;
 pub mod nodes;
 pub mod ownership;
 pub mod pods;
+pub mod reconcile;
 pub mod replicaset;
