@@ -4,11 +4,13 @@
 #![forbid(unsafe_code)]
 
 pub mod api;
+pub mod cli;
 pub mod cluster;
 pub mod control;
 pub mod controllers;
 pub mod gateway;
 pub mod registry;
+pub mod runtime;
 pub mod scheduler;
 pub mod security;
 pub mod store;

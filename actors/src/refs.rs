@@ -5,6 +5,7 @@
 use crate::actor::{Actor, Answer, Handler, Message};
 use crate::error::{AskError, SendError};
 use crate::exit::Exit;
+use crate::panic::drop_guarded;
 use crate::pid::Pid;
 use crate::shell::Host;
 use crate::system::Inner;
@@ -28,7 +29,8 @@ impl<A: Actor> Inbox<A> {
 
 /// A message with the one who waits for its answer, if any.
 pub(crate) struct Question<M: Message> {
-    message: M,
+    /// `None` only once it was taken.
+    message: Option<M>,
     asker: Option<oneshot::Sender<Answer<M::Reply>>>,
 }
 
@@ -38,8 +40,17 @@ impl<M: Message> Question<M> {
         self.asker.as_ref().is_some_and(oneshot::Sender::is_closed)
     }
 
-    pub(crate) fn into_parts(self) -> (M, Option<oneshot::Sender<Answer<M::Reply>>>) {
-        (self.message, self.asker)
+    pub(crate) fn into_parts(mut self) -> (Option<M>, Option<oneshot::Sender<Answer<M::Reply>>>) {
+        (self.message.take(), self.asker.take())
+    }
+}
+
+impl<M: Message> Drop for Question<M> {
+    fn drop(&mut self) {
+        // A panic in the Drop of one message must not lose those behind it, nor their askers.
+        if let Some(message) = self.message.take() {
+            drop_guarded(message);
+        }
     }
 }
 
@@ -123,7 +134,7 @@ impl<A: Actor> Ref<A> {
         A: Handler<M>,
     {
         // Not bounded by actix: the room was taken from the account of the pid.
-        self.0.address.do_send(Question { message, asker });
+        self.0.address.do_send(Question { message: Some(message), asker });
     }
 }
 

@@ -15,9 +15,9 @@ use crate::shell::{ExitGuard, Report, Reporter};
 use crate::spec::{Placement, SupervisorSpec};
 use crate::supervisor::{SupervisorRef, launch};
 use parking_lot::Mutex;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, OnceLock};
 use tokio::sync::{broadcast, oneshot};
 
 /// A node's actors. Clones are the same system; when the last one made by [`System::builder`] is dropped, its threads end.
@@ -34,20 +34,20 @@ pub(crate) struct Inner {
     arbiters: Vec<Arc<Arbiter>>,
     next_arbiter: AtomicUsize,
     next_pid: AtomicU64,
-    events: broadcast::Sender<TreeEvent>,
+    /// Made for the first subscriber: nobody pays for events that nobody reads.
+    events: OnceLock<broadcast::Sender<TreeEvent>>,
     /// In the order of their start.
     tops: Mutex<Vec<Pid>>,
+    /// Nothing more may be started at the top.
     down: AtomicBool,
+    killed: AtomicBool,
 }
 
 struct Owner(Arc<Inner>);
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.0.down.store(true, SeqCst);
-        for arbiter in &self.0.arbiters {
-            arbiter.stop();
-        }
+        self.0.kill();
     }
 }
 
@@ -88,9 +88,10 @@ impl SystemBuilder {
             arbiters,
             next_arbiter: AtomicUsize::new(0),
             next_pid: AtomicU64::new(1),
-            events: broadcast::Sender::new(TREE_EVENTS),
+            events: OnceLock::new(),
             tops: Mutex::default(),
             down: AtomicBool::new(false),
+            killed: AtomicBool::new(false),
         });
         let owner = Arc::new(Owner(inner.clone()));
         Ok(System { inner, _owner: Some(owner) })
@@ -158,6 +159,12 @@ impl System {
         self.inner.lookup(path)
     }
 
+    /// The supervisor that runs at a path now: how an actor reaches a dynamic supervisor that is its sibling.
+    pub fn supervisor(&self, path: &str) -> Option<SupervisorRef> {
+        let handle = self.inner.registry.inbox(path)?.downcast::<SupervisorRef>().ok()?;
+        Some(SupervisorRef::clone(&handle))
+    }
+
     /// A reference to whoever runs at a path whenever it is used.
     pub fn named<A: Actor>(&self, path: &str) -> Named<A> {
         Named::new(path, self.inner.clone())
@@ -170,7 +177,7 @@ impl System {
 
     /// What changes in the tree from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<TreeEvent> {
-        self.inner.events.subscribe()
+        self.inner.events.get_or_init(|| broadcast::Sender::new(TREE_EVENTS)).subscribe()
     }
 
     /// Stops the top-level supervisors, last come first, then the threads.
@@ -191,13 +198,7 @@ impl System {
 
     /// Ends everything at once, as if the process had died: nothing is asked, no `stopping` runs.
     pub fn kill(&self) {
-        self.inner.down.store(true, SeqCst);
-        for pid in self.inner.registry.live() {
-            pid.kill();
-        }
-        for arbiter in &self.inner.arbiters {
-            arbiter.stop();
-        }
+        self.inner.kill();
         for arbiter in &self.inner.arbiters {
             arbiter.join();
         }
@@ -209,9 +210,28 @@ impl Inner {
         Pid::new(self.next_pid.fetch_add(1, Relaxed), path, mailbox)
     }
 
-    pub(crate) fn event(&self, event: TreeEvent) {
-        // Nobody may be listening.
-        let _ = self.events.send(event);
+    pub(crate) fn event(&self, event: impl FnOnce() -> TreeEvent) {
+        if let Some(events) = self.events.get().filter(|events| events.receiver_count() > 0) {
+            // The last one may have gone meanwhile.
+            let _ = events.send(event());
+        }
+    }
+
+    /// Whether all of it is to vanish as if its process had died.
+    pub(crate) fn killed(&self) -> bool {
+        self.killed.load(SeqCst)
+    }
+
+    fn kill(&self) {
+        self.down.store(true, SeqCst);
+        // First, so that nothing is started while the others die.
+        self.killed.store(true, SeqCst);
+        for pid in self.registry.live() {
+            pid.kill();
+        }
+        for arbiter in &self.arbiters {
+            arbiter.stop();
+        }
     }
 
     pub(crate) fn lookup<A: Actor>(&self, path: &str) -> Option<Ref<A>> {

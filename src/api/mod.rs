@@ -11,14 +11,17 @@
 //! and OpenAPI. Callers are the registry, the gateway, the controllers and the command line. Nothing here may read a
 //! clock, draw a random number that was not handed in, or know where objects are stored.
 
+mod conform;
 pub mod decode;
 pub mod defaults;
 pub mod discovery;
+mod json;
 pub mod kinds;
 pub mod lifecycle;
 pub mod meta;
 pub mod openapi;
 pub mod patch;
+mod protobuf;
 pub mod quantity;
 pub mod schema;
 pub mod selector;

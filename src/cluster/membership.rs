@@ -12,6 +12,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use phalanx_transport::server_name;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -256,9 +257,9 @@ fn member_key(name: &str) -> String {
     format!("{MEMBERS_PREFIX}{name}")
 }
 
-fn json(value: &impl Serialize) -> Vec<u8> {
+fn json(value: &impl Serialize) -> Bytes {
     // Records of strings and numbers always encode.
-    serde_json::to_vec(value).unwrap_or_default()
+    serde_json::to_vec(value).unwrap_or_default().into()
 }
 
 fn parse<T: DeserializeOwned>(key: &str, bytes: &[u8]) -> Result<T, MembershipError> {

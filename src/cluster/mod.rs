@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod front;
 pub mod layout;
+pub mod local;
 pub mod member;
 pub mod membership;
 pub mod processes;
