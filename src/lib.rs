@@ -5,5 +5,6 @@
 
 pub mod cluster;
 pub mod control;
+pub mod node;
 pub mod runtime;
 pub mod security;

@@ -37,11 +37,7 @@ impl Node {
             env: vec![("GREETING".into(), "hello world".into())],
             working_dir: Some(self.dir.path().to_owned()),
             dir: self.state_dir(container),
-            log_path: self
-                .dir
-                .path()
-                .join("logs")
-                .join(format!("{container}.log")),
+            log_path: self.dir.path().join("logs").join(format!("{container}.log")),
             image: "none".into(),
             pod_ip: Some("127.9.9.9".parse().unwrap()),
             port: None,
@@ -49,28 +45,17 @@ impl Node {
     }
 
     async fn start(&self, container: &str, script: &str) -> Arc<dyn Container> {
-        self.runtime
-            .start(self.spec(container, script))
-            .await
-            .unwrap()
+        self.runtime.start(self.spec(container, script)).await.unwrap()
     }
 
     /// The text of a container's log, by stream.
     fn log(&self, container: &str, stream: &str) -> String {
-        let path = self
-            .dir
-            .path()
-            .join("logs")
-            .join(format!("{container}.log"));
+        let path = self.dir.path().join("logs").join(format!("{container}.log"));
         let mut text = String::new();
         for line in std::fs::read_to_string(path).unwrap_or_default().lines() {
             let mut fields = line.splitn(4, ' ');
-            let (_, of, tag, rest) = (
-                fields.next(),
-                fields.next().unwrap(),
-                fields.next().unwrap(),
-                fields.next().unwrap(),
-            );
+            let (_, of, tag, rest) =
+                (fields.next(), fields.next().unwrap(), fields.next().unwrap(), fields.next().unwrap());
             if of == stream {
                 text.push_str(rest);
                 if tag == "F" {
@@ -84,10 +69,7 @@ impl Node {
     /// Waits until the container has printed a word, and gives the line it stands in.
     async fn printed(&self, container: &str, word: &str) -> String {
         eventually(&format!("{container} prints {word}"), || {
-            self.log(container, "stdout")
-                .lines()
-                .find(|line| line.contains(word))
-                .map(str::to_owned)
+            self.log(container, "stdout").lines().find(|line| line.contains(word)).map(str::to_owned)
         })
         .await
     }
@@ -119,9 +101,7 @@ async fn dies(pid: i32) {
 }
 
 fn state(dir: &Path) -> protocol::State {
-    protocol::read_json(&dir.join(protocol::STATE_FILE))
-        .unwrap()
-        .unwrap()
+    protocol::read_json(&dir.join(protocol::STATE_FILE)).unwrap().unwrap()
 }
 
 fn last_number(line: &str) -> i32 {
@@ -151,10 +131,7 @@ async fn output_environment_and_working_directory_are_the_containers_own() {
     let dir = node.dir.path().canonicalize().unwrap();
     assert_eq!(
         node.log("c", "stdout"),
-        format!(
-            "hello world from web on 127.9.9.9\n{}\nSigBlk:\t0000000000000000\nunfinished",
-            dir.display()
-        )
+        format!("hello world from web on 127.9.9.9\n{}\nSigBlk:\t0000000000000000\nunfinished", dir.display())
     );
     assert_eq!(node.log("c", "stderr"), "oops\n");
 }
@@ -195,18 +172,13 @@ async fn killing_a_container_kills_its_children_also_those_that_left_its_session
     assert!(alive(container.pid().unwrap() as i32));
     container.kill().await.unwrap();
     assert_eq!(container.wait().await.code, 137);
-    assert!(
-        !alive(child) && !alive(escaped),
-        "the end is reported only when nothing runs any more"
-    );
+    assert!(!alive(child) && !alive(escaped), "the end is reported only when nothing runs any more");
 }
 
 #[tokio::test]
 async fn what_the_main_process_leaves_behind_ends_with_it() {
     let node = Node::new();
-    let container = node
-        .start("c", "setsid sleep 1000 & echo child $!; exit 4")
-        .await;
+    let container = node.start("c", "setsid sleep 1000 & echo child $!; exit 4").await;
     assert_eq!(container.wait().await.code, 4);
     let child = last_number(&node.printed("c", "child").await);
     assert!(!alive(child));
@@ -215,57 +187,31 @@ async fn what_the_main_process_leaves_behind_ends_with_it() {
 #[tokio::test]
 async fn a_new_agent_adopts_the_same_process_and_sees_its_end() {
     let node = Node::new();
-    let container = node
-        .start(
-            "c",
-            "while [ ! -e stop ]; do sleep 0.01; done; echo bye; exit 5",
-        )
-        .await;
+    let container = node.start("c", "while [ ! -e stop ]; do sleep 0.01; done; echo bye; exit 5").await;
     let pid = container.pid();
     let started_at = container.started_at();
     drop(container);
-    let again = node
-        .runtime
-        .adopt(&node.state_dir("c"))
-        .await
-        .unwrap()
-        .unwrap();
+    let again = node.runtime.adopt(&node.state_dir("c")).await.unwrap().unwrap();
     assert_eq!((again.pid(), again.started_at()), (pid, started_at));
     std::fs::write(node.dir.path().join("stop"), "").unwrap();
     assert_eq!(again.wait().await.code, 5);
-    let finished = node
-        .runtime
-        .adopt(&node.state_dir("c"))
-        .await
-        .unwrap()
-        .unwrap();
+    let finished = node.runtime.adopt(&node.state_dir("c")).await.unwrap().unwrap();
     assert_eq!(finished.wait().await, again.wait().await);
     assert_eq!(node.log("c", "stdout"), "bye\n");
     finished.cleanup().await.unwrap();
     assert!(!node.state_dir("c").exists());
-    assert!(
-        node.runtime
-            .adopt(&node.state_dir("c"))
-            .await
-            .unwrap()
-            .is_none()
-    );
+    assert!(node.runtime.adopt(&node.state_dir("c")).await.unwrap().is_none());
 }
 
 #[tokio::test]
 async fn a_container_whose_shim_is_killed_dies_with_everything_it_started() {
     let node = Node::new();
-    let script =
-        "sleep 1000 & echo child $!; setsid sh -c 'echo escaped $$; exec sleep 1000' & wait";
+    let script = "sleep 1000 & echo child $!; setsid sh -c 'echo escaped $$; exec sleep 1000' & wait";
     let container = node.start("c", script).await;
     let child = last_number(&node.printed("c", "child").await);
     let escaped = last_number(&node.printed("c", "escaped").await);
     let state = state(&node.state_dir("c"));
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(state.shim_pid),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(state.shim_pid), nix::sys::signal::Signal::SIGKILL).unwrap();
     let exit = container.wait().await;
     assert_eq!((exit.code, exit.signal), (137, Some(9)));
     for pid in [state.pid, child, escaped] {
@@ -281,18 +227,9 @@ async fn a_container_that_lost_its_shim_while_no_agent_ran_is_ended_on_adoption(
     let state = state(&node.state_dir("c"));
     // A second runtime stands for the new agent; the first one's watcher is blind to what it adopts.
     drop(container);
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(state.shim_pid),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(state.shim_pid), nix::sys::signal::Signal::SIGKILL).unwrap();
     dies(state.shim_pid).await;
-    let found = node
-        .runtime
-        .adopt(&node.state_dir("c"))
-        .await
-        .unwrap()
-        .unwrap();
+    let found = node.runtime.adopt(&node.state_dir("c")).await.unwrap().unwrap();
     assert_eq!(found.wait().await.code, 137);
     dies(state.pid).await;
     dies(child).await;
@@ -314,51 +251,19 @@ async fn exec_sees_the_containers_environment_and_is_killed_after_its_timeout() 
     let node = Node::new();
     let container = node.start("c", "sleep 1000").await;
     let words = |script: &str| ["sh", "-c", script].map(String::from).to_vec();
-    let result = container
-        .exec(
-            &words("echo $GREETING; pwd >&2; exit 3"),
-            Duration::from_secs(30),
-        )
-        .await
-        .unwrap();
+    let result = container.exec(&words("echo $GREETING; pwd >&2; exit 3"), Duration::from_secs(30)).await.unwrap();
     assert_eq!(result.code, 3);
     let output = String::from_utf8(result.output).unwrap();
-    assert!(
-        output.contains("hello world\n") && output.contains(&*node.dir.path().to_string_lossy()),
-        "{output}"
-    );
-    let slow = container
-        .exec(
-            &words("echo $$ > slow.pid; sleep 1000; true"),
-            Duration::from_millis(500),
-        )
-        .await;
-    assert!(
-        matches!(slow, Err(RuntimeError::Timeout { .. })),
-        "{slow:?}"
-    );
-    let pid: i32 = std::fs::read_to_string(node.dir.path().join("slow.pid"))
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
+    assert!(output.contains("hello world\n") && output.contains(&*node.dir.path().to_string_lossy()), "{output}");
+    let slow = container.exec(&words("echo $$ > slow.pid; sleep 1000; true"), Duration::from_millis(500)).await;
+    assert!(matches!(slow, Err(RuntimeError::Timeout { .. })), "{slow:?}");
+    let pid: i32 = std::fs::read_to_string(node.dir.path().join("slow.pid")).unwrap().trim().parse().unwrap();
     dies(pid).await;
-    let background = container
-        .exec(&words("sleep 1000 & echo done"), Duration::from_secs(30))
-        .await
-        .unwrap();
-    assert_eq!(
-        (background.code, &background.output[..]),
-        (0, &b"done\n"[..])
-    );
+    let background = container.exec(&words("sleep 1000 & echo done"), Duration::from_secs(30)).await.unwrap();
+    assert_eq!((background.code, &background.output[..]), (0, &b"done\n"[..]));
     container.kill().await.unwrap();
     container.wait().await;
-    assert!(matches!(
-        container
-            .exec(&words("true"), Duration::from_secs(30))
-            .await,
-        Err(RuntimeError::NotRunning)
-    ));
+    assert!(matches!(container.exec(&words("true"), Duration::from_secs(30)).await, Err(RuntimeError::NotRunning)));
 }
 
 #[tokio::test]

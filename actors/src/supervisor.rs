@@ -140,7 +140,13 @@ pub(crate) fn launch(
 ) -> SupervisorRef {
     let (commands, inbox) = mpsc::channel(COMMANDS_WAITING);
     let handle = SupervisorRef { pid: pid.clone(), commands };
-    if !system.registry.enter(&pid, Some(Arc::new(handle.clone())), Kind::Supervisor, strategy_name(spec.strategy), restart) {
+    if !system.registry.enter(
+        &pid,
+        Some(Arc::new(handle.clone())),
+        Kind::Supervisor,
+        strategy_name(spec.strategy),
+        restart,
+    ) {
         exit.exited(Exit::Error(format!("`{}` is already running", pid.path())));
         return handle;
     }

@@ -249,9 +249,7 @@ fn resource_value(
     // Kubernetes: a missing limit is what the node has; a missing request is zero.
     let fallback = if list == "limits" { facts.allocatable.get(resource) } else { None };
     let Some(quantity) = own.or(fallback) else { return Ok("0".to_owned()) };
-    let nano = |quantity: &Quantity| {
-        quantity_nano(&quantity.0).ok_or_else(|| EnvError::Quantity(quantity.0.clone()))
-    };
+    let nano = |quantity: &Quantity| quantity_nano(&quantity.0).ok_or_else(|| EnvError::Quantity(quantity.0.clone()));
     let divisor = match &field.divisor {
         Some(divisor) if nano(divisor)? > 0 => nano(divisor)?,
         _ => NANO,

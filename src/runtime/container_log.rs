@@ -40,10 +40,7 @@ pub struct Rotation {
 
 impl Default for Rotation {
     fn default() -> Self {
-        Self {
-            file_bytes_max: FILE_BYTES_MAX,
-            files_max: FILES_MAX,
-        }
+        Self { file_bytes_max: FILE_BYTES_MAX, files_max: FILES_MAX }
     }
 }
 
@@ -57,10 +54,7 @@ pub struct Lines {
 
 impl Lines {
     pub fn new(stream: Stream) -> Self {
-        Self {
-            stream,
-            pending: Vec::new(),
-        }
+        Self { stream, pending: Vec::new() }
     }
 
     /// Appends the records that `chunk` completes to `out`.
@@ -150,15 +144,8 @@ impl LogFile {
             notice.push(b'\n');
         }
         if self.dropped > 0 {
-            let text = format!(
-                "phalanx: {} log lines could not be written and are lost\n",
-                self.dropped
-            );
-            Lines::new(Stream::Stderr).push(
-                &record_time(Timestamp::now()),
-                text.as_bytes(),
-                &mut notice,
-            );
+            let text = format!("phalanx: {} log lines could not be written and are lost\n", self.dropped);
+            Lines::new(Stream::Stderr).push(&record_time(Timestamp::now()), text.as_bytes(), &mut notice);
         }
         if (notice.is_empty() || self.append(&notice).is_ok()) && self.append(records).is_ok() {
             self.dropped = 0;
@@ -187,10 +174,7 @@ impl LogFile {
     }
 
     fn reopen(&mut self) -> io::Result<()> {
-        let file = OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.path)?;
+        let file = OpenOptions::new().create(true).append(true).open(&self.path)?;
         self.bytes = file.metadata()?.len();
         self.file = Some(file);
         Ok(())
@@ -220,10 +204,7 @@ fn rotated_name(path: &Path, sequence: u64) -> PathBuf {
 
 /// The full files that precede `path`, oldest first, with their sequence.
 pub fn rotated(path: &Path) -> Vec<(u64, PathBuf)> {
-    let (Some(dir), Some(name)) = (
-        path.parent(),
-        path.file_name().and_then(|name| name.to_str()),
-    ) else {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) else {
         return Vec::new();
     };
     let mut found: Vec<(u64, PathBuf)> = std::fs::read_dir(dir)
@@ -232,12 +213,7 @@ pub fn rotated(path: &Path) -> Vec<(u64, PathBuf)> {
         .flatten()
         .filter_map(|entry| {
             let file = entry.file_name();
-            let sequence = file
-                .to_str()?
-                .strip_prefix(name)?
-                .strip_prefix('.')?
-                .parse()
-                .ok()?;
+            let sequence = file.to_str()?.strip_prefix(name)?.strip_prefix('.')?.parse().ok()?;
             Some((sequence, entry.path()))
         })
         .collect();
@@ -261,10 +237,7 @@ mod tests {
     #[test]
     fn a_line_is_one_record_however_it_arrives() {
         assert_eq!(text(&[b"one\ntwo\n"]), "T stdout F one\nT stdout F two\n");
-        assert_eq!(
-            text(&[b"on", b"e\n\nt", b"wo\n"]),
-            "T stdout F one\nT stdout F \nT stdout F two\n"
-        );
+        assert_eq!(text(&[b"on", b"e\n\nt", b"wo\n"]), "T stdout F one\nT stdout F \nT stdout F two\n");
         assert_eq!(text(&[b"no newline"]), "T stdout P no newline\n");
         assert_eq!(text(&[]), "");
     }
@@ -275,14 +248,8 @@ mod tests {
         let mut with_newline = long.clone();
         with_newline.push(b'\n');
         let out = text(&[&with_newline]);
-        let parts: Vec<(&str, usize)> = out
-            .lines()
-            .map(|line| (&line[9..10], line.len() - 11))
-            .collect();
-        assert_eq!(
-            parts,
-            [("P", LINE_BYTES_MAX), ("P", LINE_BYTES_MAX), ("F", 5)]
-        );
+        let parts: Vec<(&str, usize)> = out.lines().map(|line| (&line[9..10], line.len() - 11)).collect();
+        assert_eq!(parts, [("P", LINE_BYTES_MAX), ("P", LINE_BYTES_MAX), ("F", 5)]);
         let exact = [vec![b'y'; LINE_BYTES_MAX], vec![b'\n']].concat();
         assert_eq!(text(&[&exact]).lines().count(), 1);
     }
@@ -310,13 +277,7 @@ mod tests {
     fn rotation_keeps_the_newest_files_and_loses_no_line_of_them() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("0.log");
-        let mut log = LogFile::open(
-            &path,
-            Rotation {
-                file_bytes_max: 100,
-                files_max: 3,
-            },
-        );
+        let mut log = LogFile::open(&path, Rotation { file_bytes_max: 100, files_max: 3 });
         for number in 0..100 {
             log.write(format!("T stdout F line {number:02}\n").as_bytes());
         }
@@ -329,15 +290,9 @@ mod tests {
             .chain([path.clone()])
             .map(|path| std::fs::read_to_string(path).unwrap())
             .collect();
-        let numbers: Vec<u32> = all
-            .lines()
-            .map(|line| line[16..].parse().unwrap())
-            .collect();
+        let numbers: Vec<u32> = all.lines().map(|line| line[16..].parse().unwrap()).collect();
         assert_eq!(*numbers.last().unwrap(), 99);
-        assert!(
-            numbers.windows(2).all(|pair| pair[1] == pair[0] + 1),
-            "{numbers:?}"
-        );
+        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{numbers:?}");
         assert!(numbers.len() > 8);
     }
 
@@ -351,10 +306,7 @@ mod tests {
         std::fs::create_dir(path.parent().unwrap()).unwrap();
         log.write(b"T stdout F kept\n");
         let written = std::fs::read_to_string(&path).unwrap();
-        assert!(
-            written.contains("phalanx: 2 log lines could not be written"),
-            "{written}"
-        );
+        assert!(written.contains("phalanx: 2 log lines could not be written"), "{written}");
         assert!(written.ends_with("T stdout F kept\n"));
         assert_eq!(log.dropped(), 0);
     }

@@ -66,21 +66,11 @@ pub struct ExitStatus {
 
 impl ExitStatus {
     pub fn exited(code: i32) -> Self {
-        Self {
-            code,
-            signal: None,
-            finished_at: Timestamp::now(),
-            reason: None,
-            message: None,
-        }
+        Self { code, signal: None, finished_at: Timestamp::now(), reason: None, message: None }
     }
 
     pub fn signalled(signal: i32) -> Self {
-        Self {
-            code: 128 + signal,
-            signal: Some(signal),
-            ..Self::exited(0)
-        }
+        Self { code: 128 + signal, signal: Some(signal), ..Self::exited(0) }
     }
 
     pub fn because(mut self, reason: &str, message: impl Into<String>) -> Self {
@@ -114,30 +104,17 @@ pub enum RuntimeError {
     #[error("{0}")]
     Start(String),
     #[error("the runtime {runtime} cannot {what}")]
-    Unsupported {
-        runtime: &'static str,
-        what: &'static str,
-    },
+    Unsupported { runtime: &'static str, what: &'static str },
     #[error("command {command:?} timed out after {after:?}")]
-    Timeout {
-        command: Vec<String>,
-        after: Duration,
-    },
+    Timeout { command: Vec<String>, after: Duration },
     #[error("the container is not running")]
     NotRunning,
     #[error("{what} {path}")]
-    Io {
-        what: &'static str,
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Io { what: &'static str, path: PathBuf, source: std::io::Error },
 }
 
 impl RuntimeError {
-    pub(crate) fn io(
-        what: &'static str,
-        path: &Path,
-    ) -> impl FnOnce(std::io::Error) -> Self + use<> {
+    pub(crate) fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |source| Self::Io { what, path, source }
     }
@@ -171,8 +148,7 @@ pub trait Container: Send + Sync {
     /// Ends everything in the container at once. Not an error when it has ended already.
     async fn kill(&self) -> Result<(), RuntimeError>;
     /// Runs a command with the environment and working directory of the container.
-    async fn exec(&self, command: &[String], timeout: Duration)
-    -> Result<ExecResult, RuntimeError>;
+    async fn exec(&self, command: &[String], timeout: Duration) -> Result<ExecResult, RuntimeError>;
     /// Removes the state of an ended container (not its logs).
     async fn cleanup(&self) -> Result<(), RuntimeError>;
 }
@@ -187,10 +163,7 @@ pub struct Runtimes {
 impl Runtimes {
     /// `default` serves the pods without `runtimeClassName`.
     pub fn new(default: Arc<dyn Runtime>) -> Self {
-        Self {
-            default: default.name(),
-            by_name: BTreeMap::from([(default.name(), default)]),
-        }
+        Self { default: default.name(), by_name: BTreeMap::from([(default.name(), default)]) }
     }
 
     pub fn with(mut self, runtime: Arc<dyn Runtime>) -> Self {
@@ -208,13 +181,7 @@ impl Runtimes {
 
     /// The runtime for a `runtimeClassName`, if this node has it.
     pub fn select(&self, class: Option<&str>) -> Option<Arc<dyn Runtime>> {
-        self.by_name
-            .get(
-                class
-                    .filter(|class| !class.is_empty())
-                    .unwrap_or(self.default),
-            )
-            .cloned()
+        self.by_name.get(class.filter(|class| !class.is_empty()).unwrap_or(self.default)).cloned()
     }
 }
 

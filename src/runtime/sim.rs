@@ -33,24 +33,14 @@ impl Runtime for SimRuntime {
         let (exit, _) = watch::channel(None);
         let ends = match spec.command.iter().map(String::as_str).collect::<Vec<_>>()[..] {
             ["exit", code, "after", ms] => match (code.parse(), ms.parse()) {
-                (Ok(code), Ok(ms)) => Some((
-                    code,
-                    tokio::time::Instant::now() + Duration::from_millis(ms),
-                )),
+                (Ok(code), Ok(ms)) => Some((code, tokio::time::Instant::now() + Duration::from_millis(ms))),
                 _ => {
-                    return Err(RuntimeError::Config(
-                        "sim: write command: [exit, CODE, after, MS]".to_owned(),
-                    ));
+                    return Err(RuntimeError::Config("sim: write command: [exit, CODE, after, MS]".to_owned()));
                 }
             },
             _ => None,
         };
-        Ok(Arc::new(SimContainer {
-            id: spec.id,
-            started_at: Timestamp::now(),
-            ends,
-            exit,
-        }))
+        Ok(Arc::new(SimContainer { id: spec.id, started_at: Timestamp::now(), ends, exit }))
     }
 
     async fn adopt(&self, _dir: &Path) -> Result<Option<Arc<dyn Container>>, RuntimeError> {
@@ -67,8 +57,7 @@ struct SimContainer {
 
 impl SimContainer {
     fn end(&self, status: ExitStatus) {
-        self.exit
-            .send_if_modified(|exit| exit.is_none() && exit.replace(status).is_none());
+        self.exit.send_if_modified(|exit| exit.is_none() && exit.replace(status).is_none());
     }
 }
 
@@ -109,11 +98,7 @@ impl Container for SimContainer {
     }
 
     async fn signal(&self, signal: i32) -> Result<(), RuntimeError> {
-        self.end(if signal == SIGKILL {
-            ExitStatus::signalled(SIGKILL)
-        } else {
-            ExitStatus::exited(0)
-        });
+        self.end(if signal == SIGKILL { ExitStatus::signalled(SIGKILL) } else { ExitStatus::exited(0) });
         Ok(())
     }
 
@@ -121,15 +106,8 @@ impl Container for SimContainer {
         self.signal(SIGKILL).await
     }
 
-    async fn exec(
-        &self,
-        _command: &[String],
-        _timeout: Duration,
-    ) -> Result<ExecResult, RuntimeError> {
-        Ok(ExecResult {
-            code: 0,
-            output: Vec::new(),
-        })
+    async fn exec(&self, _command: &[String], _timeout: Duration) -> Result<ExecResult, RuntimeError> {
+        Ok(ExecResult { code: 0, output: Vec::new() })
     }
 
     async fn cleanup(&self) -> Result<(), RuntimeError> {

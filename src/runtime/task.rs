@@ -81,21 +81,11 @@ impl TaskContext {
 
     /// The words after the task's name.
     pub fn args(&self) -> impl Iterator<Item = &str> {
-        self.spec
-            .command
-            .iter()
-            .skip(1)
-            .chain(&self.spec.args)
-            .map(String::as_str)
+        self.spec.command.iter().skip(1).chain(&self.spec.args).map(String::as_str)
     }
 
     pub fn env(&self, name: &str) -> Option<&str> {
-        self.spec
-            .env
-            .iter()
-            .rev()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.spec.env.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     /// The address that this pod may listen on.
@@ -126,11 +116,7 @@ impl TaskContext {
     fn write(&self, stream: Stream, text: &str) {
         let mut log = self.log.lock();
         let (file, stdout, stderr) = &mut *log;
-        let lines = if stream == Stream::Stdout {
-            stdout
-        } else {
-            stderr
-        };
+        let lines = if stream == Stream::Stdout { stdout } else { stderr };
         let mut records = Vec::with_capacity(text.len() + 64);
         let now = record_time(Timestamp::now());
         lines.push(&now, text.as_bytes(), &mut records);
@@ -155,11 +141,7 @@ impl TaskRuntime {
 
 /// The name of the function that a container means.
 fn task_name(spec: &ContainerSpec) -> Option<&str> {
-    let from_image = || {
-        spec.image
-            .strip_prefix("task/")
-            .map(|name| name.split(':').next().unwrap_or(name))
-    };
+    let from_image = || spec.image.strip_prefix("task/").map(|name| name.split(':').next().unwrap_or(name));
     spec.command.first().map(String::as_str).or_else(from_image)
 }
 
@@ -177,9 +159,7 @@ impl Runtime for TaskRuntime {
             )));
         };
         let Some(task) = self.registry.find(&name) else {
-            return Err(RuntimeError::Start(format!(
-                "no task is registered under the name {name:?}"
-            )));
+            return Err(RuntimeError::Start(format!("no task is registered under the name {name:?}")));
         };
         if let Some(logs) = spec.log_path.parent() {
             std::fs::create_dir_all(logs).map_err(RuntimeError::io("cannot create", logs))?;
@@ -190,11 +170,7 @@ impl Runtime for TaskRuntime {
         let context = TaskContext {
             spec: spec.clone(),
             stop: stop.clone(),
-            log: Arc::new(Mutex::new((
-                log,
-                Lines::new(Stream::Stdout),
-                Lines::new(Stream::Stderr),
-            ))),
+            log: Arc::new(Mutex::new((log, Lines::new(Stream::Stdout), Lines::new(Stream::Stderr)))),
         };
         let (tell, exit) = watch::channel(None);
         let kill = CancellationToken::new();
@@ -217,13 +193,7 @@ impl Runtime for TaskRuntime {
             };
             let _ = tell.send(Some(status));
         });
-        Ok(Arc::new(TaskContainer {
-            spec,
-            started_at: Timestamp::now(),
-            stop,
-            kill,
-            exit,
-        }))
+        Ok(Arc::new(TaskContainer { spec, started_at: Timestamp::now(), stop, kill, exit }))
     }
 
     async fn adopt(&self, _dir: &Path) -> Result<Option<Arc<dyn Container>>, RuntimeError> {
@@ -264,8 +234,7 @@ impl Container for TaskContainer {
     async fn wait(&self) -> ExitStatus {
         match self.exit.clone().wait_for(Option::is_some).await {
             Ok(status) => status.clone().unwrap_or_else(|| ExitStatus::exited(0)),
-            Err(_) => ExitStatus::signalled(SIGKILL)
-                .because("Error", "the runtime that ran the task was shut down"),
+            Err(_) => ExitStatus::signalled(SIGKILL).because("Error", "the runtime that ran the task was shut down"),
         }
     }
 
@@ -284,15 +253,8 @@ impl Container for TaskContainer {
         Ok(())
     }
 
-    async fn exec(
-        &self,
-        _command: &[String],
-        _timeout: Duration,
-    ) -> Result<ExecResult, RuntimeError> {
-        Err(RuntimeError::Unsupported {
-            runtime: "task",
-            what: "run a command inside a container",
-        })
+    async fn exec(&self, _command: &[String], _timeout: Duration) -> Result<ExecResult, RuntimeError> {
+        Err(RuntimeError::Unsupported { runtime: "task", what: "run a command inside a container" })
     }
 
     async fn cleanup(&self) -> Result<(), RuntimeError> {
@@ -338,20 +300,12 @@ mod tests {
             Ok::<(), String>(())
         });
         tasks.register("fails", |_| async { Err("no disk") });
-        tasks.register("panics", |_| async {
-            if true {
-                panic!("boom {}", 7)
-            } else {
-                Ok::<(), String>(())
-            }
-        });
+        tasks.register("panics", |_| async { if true { panic!("boom {}", 7) } else { Ok::<(), String>(()) } });
         tasks.register("serves", |context: TaskContext| async move {
             context.stopped().await;
             Ok::<(), String>(())
         });
-        tasks.register("deaf", |_| async {
-            std::future::pending::<Result<(), String>>().await
-        });
+        tasks.register("deaf", |_| async { std::future::pending::<Result<(), String>>().await });
         let runtime = TaskRuntime::new(tasks, Handle::current());
         let start = |command: &'static [&'static str], image: &'static str| {
             let spec = spec(dir.path(), command, image);
@@ -359,25 +313,13 @@ mod tests {
             async move { runtime.start(spec).await }
         };
 
-        assert_eq!(
-            start(&["hello", "a"], "x").await.unwrap().wait().await.code,
-            0
-        );
+        assert_eq!(start(&["hello", "a"], "x").await.unwrap().wait().await.code, 0);
         let log = std::fs::read_to_string(dir.path().join("logs/2.log")).unwrap();
-        assert!(
-            log.ends_with("stdout F 2 [\"a\", \"--fast\"] Some(\"value\")\n"),
-            "{log}"
-        );
+        assert!(log.ends_with("stdout F 2 [\"a\", \"--fast\"] Some(\"value\")\n"), "{log}");
         let failed = start(&[], "task/fails:v1").await.unwrap().wait().await;
-        assert_eq!(
-            (failed.code, failed.message.as_deref()),
-            (1, Some("no disk"))
-        );
+        assert_eq!((failed.code, failed.message.as_deref()), (1, Some("no disk")));
         let panicked = start(&["panics"], "x").await.unwrap().wait().await;
-        assert_eq!(
-            (panicked.code, panicked.message.as_deref()),
-            (101, Some("panicked: boom 7"))
-        );
+        assert_eq!((panicked.code, panicked.message.as_deref()), (101, Some("panicked: boom 7")));
         let served = start(&["serves"], "x").await.unwrap();
         served.signal(15).await.unwrap();
         assert_eq!(served.wait().await.code, 0);
@@ -385,13 +327,7 @@ mod tests {
         deaf.signal(15).await.unwrap();
         deaf.kill().await.unwrap();
         assert_eq!(deaf.wait().await.code, 137);
-        assert!(matches!(
-            start(&["nobody"], "x").await,
-            Err(RuntimeError::Start(_))
-        ));
-        assert!(matches!(
-            start(&[], "nginx").await,
-            Err(RuntimeError::Config(_))
-        ));
+        assert!(matches!(start(&["nobody"], "x").await, Err(RuntimeError::Start(_))));
+        assert!(matches!(start(&[], "nginx").await, Err(RuntimeError::Config(_))));
     }
 }

@@ -34,8 +34,7 @@ use tokio::sync::watch;
 use self::procfs::CONTAINER_ID_ENV;
 use self::protocol::*;
 use super::{
-    Container, ContainerSpec, EXEC_OUTPUT_BYTES_MAX, ExecResult, ExitStatus, Runtime, RuntimeError,
-    SIGKILL_EXIT_CODE,
+    Container, ContainerSpec, EXEC_OUTPUT_BYTES_MAX, ExecResult, ExitStatus, Runtime, RuntimeError, SIGKILL_EXIT_CODE,
 };
 
 /// A shim that says nothing for this long has failed to start.
@@ -80,10 +79,8 @@ impl ProcessRuntime {
         if program == "phalanx" {
             *program = self.binary.to_string_lossy().into_owned();
         }
-        spec.dir =
-            std::path::absolute(&spec.dir).map_err(RuntimeError::io("cannot find", &spec.dir))?;
-        spec.log_path = std::path::absolute(&spec.log_path)
-            .map_err(RuntimeError::io("cannot find", &spec.log_path))?;
+        spec.dir = std::path::absolute(&spec.dir).map_err(RuntimeError::io("cannot find", &spec.dir))?;
+        spec.log_path = std::path::absolute(&spec.log_path).map_err(RuntimeError::io("cannot find", &spec.log_path))?;
 
         let mut env: Vec<(String, String)> = INHERITED_ENV
             .into_iter()
@@ -92,16 +89,10 @@ impl ProcessRuntime {
             .chain(spec.pod_ip.map(|ip| ("HOST".to_owned(), ip.to_string())))
             .chain(spec.port.map(|port| ("PORT".to_owned(), port.to_string())))
             .chain([
-                (
-                    "PHALANX_BIN".to_owned(),
-                    self.binary.to_string_lossy().into_owned(),
-                ),
+                ("PHALANX_BIN".to_owned(), self.binary.to_string_lossy().into_owned()),
                 (
                     "PHALANX_TERMINATION_LOG".to_owned(),
-                    spec.dir
-                        .join(TERMINATION_LOG_FILE)
-                        .to_string_lossy()
-                        .into_owned(),
+                    spec.dir.join(TERMINATION_LOG_FILE).to_string_lossy().into_owned(),
                 ),
             ])
             .filter(|(name, _)| !spec.env.iter().any(|(asked, _)| asked == name))
@@ -127,9 +118,8 @@ impl Runtime for ProcessRuntime {
         let binary = self.binary.clone();
         // Creating a process blocks until its program is loaded: not on the thread of the actors.
         let spawned = tokio::task::spawn_blocking(move || spawn_shim(&binary, &prepared)).await;
-        let mut shim = spawned.map_err(|error| {
-            RuntimeError::Start(format!("starting the shim panicked: {error}"))
-        })??;
+        let mut shim =
+            spawned.map_err(|error| RuntimeError::Start(format!("starting the shim panicked: {error}")))??;
         let stdout = shim.stdout.take();
         // Reaps the shim; the container does not depend on it.
         tokio::spawn(async move { shim.wait().await });
@@ -148,11 +138,7 @@ impl Runtime for ProcessRuntime {
                     Err(_) => format!("the shim did not answer within {SHIM_START_MS_MAX} ms"),
                     Ok(_) => std::fs::read_to_string(dir.join(SHIM_ERROR_FILE)).unwrap_or_default(),
                 };
-                Err(RuntimeError::Start(format!(
-                    "failed to start the shim {}: {}",
-                    self.binary.display(),
-                    why.trim()
-                )))
+                Err(RuntimeError::Start(format!("failed to start the shim {}: {}", self.binary.display(), why.trim())))
             }
         }
     }
@@ -165,36 +151,26 @@ impl Runtime for ProcessRuntime {
             return Ok(None);
         };
         let (exit_file, state_file) = (dir.join(EXIT_FILE), dir.join(STATE_FILE));
-        let lock =
-            File::create(dir.join(LOCK_FILE)).map_err(RuntimeError::io("cannot open", &dir))?;
+        let lock = File::create(dir.join(LOCK_FILE)).map_err(RuntimeError::io("cannot open", &dir))?;
         if lock.try_lock().is_err() {
             // The shim lives, or is about to end and to leave an exit file.
-            match tokio::time::timeout(Duration::from_millis(SHIM_ANSWER_MS_MAX), find_shim(&dir))
-                .await
-            {
+            match tokio::time::timeout(Duration::from_millis(SHIM_ANSWER_MS_MAX), find_shim(&dir)).await {
                 Ok(Some((state, stream))) => {
                     return Ok(Some(ProcessContainer::watch(spec, state, Some(stream))));
                 }
                 Ok(None) => {}
                 Err(_) => {
-                    return Err(RuntimeError::Start(format!(
-                        "the shim in {} does not answer",
-                        dir.display()
-                    )));
+                    return Err(RuntimeError::Start(format!("the shim in {} does not answer", dir.display())));
                 }
             }
         }
-        let state = read_json::<State>(&state_file)
-            .map_err(RuntimeError::io("cannot read", &state_file))?;
-        if let Some(exit) = read_json::<ExitStatus>(&exit_file)
-            .map_err(RuntimeError::io("cannot read", &exit_file))?
-        {
+        let state = read_json::<State>(&state_file).map_err(RuntimeError::io("cannot read", &state_file))?;
+        if let Some(exit) = read_json::<ExitStatus>(&exit_file).map_err(RuntimeError::io("cannot read", &exit_file))? {
             return Ok(Some(ProcessContainer::ended(spec, state, exit)));
         }
         // No shim and no exit: it was killed, or it never came to start anything. We hold the lock: it cannot now.
         let Some(state) = state else {
-            std::fs::remove_file(dir.join(SPEC_FILE))
-                .map_err(RuntimeError::io("cannot remove", &dir))?;
+            std::fs::remove_file(dir.join(SPEC_FILE)).map_err(RuntimeError::io("cannot remove", &dir))?;
             return Ok(None);
         };
         let exit = bury(&dir, &state, &spec.id).await;
@@ -204,18 +180,13 @@ impl Runtime for ProcessRuntime {
 
 fn spawn_shim(binary: &Path, spec: &ContainerSpec) -> Result<tokio::process::Child, RuntimeError> {
     let dir = &spec.dir;
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(RuntimeError::io("cannot create", dir))?;
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(RuntimeError::io("cannot create", dir))?;
     if let Some(logs) = spec.log_path.parent() {
         std::fs::create_dir_all(logs).map_err(RuntimeError::io("cannot create", logs))?;
     }
     let spec_file = dir.join(SPEC_FILE);
     write_json(&spec_file, spec).map_err(RuntimeError::io("cannot write", &spec_file))?;
-    let errors =
-        File::create(dir.join(SHIM_ERROR_FILE)).map_err(RuntimeError::io("cannot write", dir))?;
+    let errors = File::create(dir.join(SHIM_ERROR_FILE)).map_err(RuntimeError::io("cannot write", dir))?;
     tokio::process::Command::new(binary)
         .arg(shim::SHIM_COMMAND)
         .arg(dir)
@@ -236,9 +207,7 @@ async fn find_shim(dir: &Path) -> Option<(State, UnixStream)> {
                 return Some((state, stream.into_inner()));
             }
         }
-        if dir.join(EXIT_FILE).exists()
-            || File::open(dir.join(LOCK_FILE)).is_ok_and(|lock| lock.try_lock().is_ok())
-        {
+        if dir.join(EXIT_FILE).exists() || File::open(dir.join(LOCK_FILE)).is_ok_and(|lock| lock.try_lock().is_ok()) {
             return None;
         }
         tokio::time::sleep(Duration::from_millis(SHIM_CONNECT_RETRY_MS)).await;
@@ -251,11 +220,7 @@ async fn connect(dir: &Path) -> io::Result<UnixStream> {
         return UnixStream::connect(socket).await;
     }
     let handle = File::open(dir)?;
-    UnixStream::connect(format!(
-        "/proc/self/fd/{}/{SOCKET_FILE}",
-        handle.as_raw_fd()
-    ))
-    .await
+    UnixStream::connect(format!("/proc/self/fd/{}/{SOCKET_FILE}", handle.as_raw_fd())).await
 }
 
 async fn ask(stream: &mut BufReader<UnixStream>, request: &Request) -> io::Result<Answer> {
@@ -272,18 +237,9 @@ async fn ask(stream: &mut BufReader<UnixStream>, request: &Request) -> io::Resul
 /// The shim is dead and left no exit: ends what it held, and writes the exit in its place.
 async fn bury(dir: &Path, state: &State, id: &str) -> ExitStatus {
     let (owned_state, owned_id) = (state.clone(), id.to_owned());
-    let _ = tokio::task::spawn_blocking(move || {
-        procfs::kill_survivors(&owned_state, &owned_id, SURVIVOR_ROUNDS)
-    })
-    .await;
-    let exit = ExitStatus {
-        code: SIGKILL_EXIT_CODE,
-        ..ExitStatus::signalled(Signal::SIGKILL as i32)
-    }
-    .because(
-        "Error",
-        "the shim that held the container was killed, and the container with it",
-    );
+    let _ = tokio::task::spawn_blocking(move || procfs::kill_survivors(&owned_state, &owned_id, SURVIVOR_ROUNDS)).await;
+    let exit = ExitStatus { code: SIGKILL_EXIT_CODE, ..ExitStatus::signalled(Signal::SIGKILL as i32) }
+        .because("Error", "the shim that held the container was killed, and the container with it");
     if let Err(error) = write_json(&dir.join(EXIT_FILE), &exit) {
         tracing::warn!(dir = %dir.display(), %error, "cannot write the exit of a container whose shim was killed");
     }
@@ -300,12 +256,8 @@ struct ProcessContainer {
 impl ProcessContainer {
     fn watch(spec: ContainerSpec, state: State, stream: Option<UnixStream>) -> Arc<dyn Container> {
         let (tell, exit) = watch::channel(None);
-        let container = Self {
-            pid: u32::try_from(state.pid).ok(),
-            started_at: state.started_at,
-            spec: spec.clone(),
-            exit,
-        };
+        let container =
+            Self { pid: u32::try_from(state.pid).ok(), started_at: state.started_at, spec: spec.clone(), exit };
         tokio::spawn(async move {
             let status = watch_shim(&spec, &state, stream).await;
             let _ = tell.send(Some(status));
@@ -314,9 +266,7 @@ impl ProcessContainer {
     }
 
     fn ended(spec: ContainerSpec, state: Option<State>, exit: ExitStatus) -> Arc<dyn Container> {
-        let started_at = state
-            .as_ref()
-            .map_or(exit.finished_at, |state| state.started_at);
+        let started_at = state.as_ref().map_or(exit.finished_at, |state| state.started_at);
         Arc::new(Self {
             pid: state.and_then(|state| u32::try_from(state.pid).ok()),
             started_at,
@@ -340,19 +290,13 @@ impl ProcessContainer {
             // It ended while we asked, which is as good.
             Ok(Err(_)) if dir.join(EXIT_FILE).exists() => Ok(()),
             Ok(Err(source)) => Err(RuntimeError::io("cannot reach the shim in", dir)(source)),
-            Err(_) => Err(RuntimeError::io("no answer from the shim in", dir)(
-                io::ErrorKind::TimedOut.into(),
-            )),
+            Err(_) => Err(RuntimeError::io("no answer from the shim in", dir)(io::ErrorKind::TimedOut.into())),
         }
     }
 }
 
 /// Follows a container to its end, whoever ends first: the container or its shim.
-async fn watch_shim(
-    spec: &ContainerSpec,
-    state: &State,
-    mut known: Option<UnixStream>,
-) -> ExitStatus {
+async fn watch_shim(spec: &ContainerSpec, state: &State, mut known: Option<UnixStream>) -> ExitStatus {
     let dir = &spec.dir;
     loop {
         let stream = match known.take() {
@@ -392,11 +336,7 @@ impl Container for ProcessContainer {
 
     async fn wait(&self) -> ExitStatus {
         let mut exit = self.exit.clone();
-        let known = exit
-            .wait_for(Option::is_some)
-            .await
-            .ok()
-            .and_then(|status| status.clone());
+        let known = exit.wait_for(Option::is_some).await.ok().and_then(|status| status.clone());
         match known {
             Some(status) => status,
             // The watcher went with its runtime: this agent is ending, the container is not.
@@ -412,30 +352,15 @@ impl Container for ProcessContainer {
         self.ask(Request::Kill).await
     }
 
-    async fn exec(
-        &self,
-        command: &[String],
-        timeout: Duration,
-    ) -> Result<ExecResult, RuntimeError> {
+    async fn exec(&self, command: &[String], timeout: Duration) -> Result<ExecResult, RuntimeError> {
         if self.exit.borrow().is_some() {
             return Err(RuntimeError::NotRunning);
         }
         let Some((program, args)) = command.split_first() else {
-            return Err(RuntimeError::Config(
-                "the command to run in the container is empty".to_owned(),
-            ));
+            return Err(RuntimeError::Config("the command to run in the container is empty".to_owned()));
         };
-        let own = self
-            .spec
-            .env
-            .iter()
-            .find(|(name, _)| name == "PHALANX_BIN")
-            .map(|(_, value)| value);
-        let program = if program == "phalanx" {
-            own.unwrap_or(program)
-        } else {
-            program
-        };
+        let own = self.spec.env.iter().find(|(name, _)| name == "PHALANX_BIN").map(|(_, value)| value);
+        let program = if program == "phalanx" { own.unwrap_or(program) } else { program };
         let mut process = tokio::process::Command::new(program);
         process
             .args(args)
@@ -461,8 +386,7 @@ impl Container for ProcessContainer {
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let run = async {
             let output = parking_lot::Mutex::new(Vec::new());
-            let collected =
-                async { tokio::join!(collect(stdout, &output), collect(stderr, &output)) };
+            let collected = async { tokio::join!(collect(stdout, &output), collect(stderr, &output)) };
             tokio::pin!(collected);
             let status = tokio::select! {
                 _ = &mut collected => child.wait().await,
@@ -479,17 +403,11 @@ impl Container for ProcessContainer {
         match outcome {
             Ok(Ok((status, output))) => {
                 use std::os::unix::process::ExitStatusExt;
-                let code = status
-                    .code()
-                    .or(status.signal().map(|signal| 128 + signal))
-                    .unwrap_or(SIGKILL_EXIT_CODE);
+                let code = status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(SIGKILL_EXIT_CODE);
                 Ok(ExecResult { code, output })
             }
             Ok(Err(error)) => Err(RuntimeError::Start(format!("exec: {program:?}: {error}"))),
-            Err(_) => Err(RuntimeError::Timeout {
-                command: command.to_vec(),
-                after: timeout,
-            }),
+            Err(_) => Err(RuntimeError::Timeout { command: command.to_vec(), after: timeout }),
         }
     }
 
@@ -513,10 +431,7 @@ impl Drop for KillGroup {
     }
 }
 
-async fn collect(
-    from: Option<impl tokio::io::AsyncRead + Unpin>,
-    output: &parking_lot::Mutex<Vec<u8>>,
-) {
+async fn collect(from: Option<impl tokio::io::AsyncRead + Unpin>, output: &parking_lot::Mutex<Vec<u8>>) {
     let Some(mut from) = from else { return };
     let mut chunk = [0; 4096];
     while let Ok(count @ 1..) = from.read(&mut chunk).await {
@@ -544,14 +459,11 @@ pub fn kill_node_processes(containers: &Path) -> usize {
     let mut hit = 0;
     for dir in dirs {
         let state = read_json::<State>(&dir.join(STATE_FILE)).ok().flatten();
-        let spec = read_json::<ContainerSpec>(&dir.join(SPEC_FILE))
-            .ok()
-            .flatten();
+        let spec = read_json::<ContainerSpec>(&dir.join(SPEC_FILE)).ok().flatten();
         let (Some(state), Some(spec)) = (state, spec) else {
             continue;
         };
-        let alive = state.boot_id == procfs::boot_id()
-            && procfs::is_alive(state.shim_pid, state.shim_start_ticks);
+        let alive = state.boot_id == procfs::boot_id() && procfs::is_alive(state.shim_pid, state.shim_start_ticks);
         if alive {
             let _ = kill(Pid::from_raw(state.shim_pid), Signal::SIGKILL);
         }
@@ -574,10 +486,7 @@ mod tests {
             attempt: 0,
             command: command.iter().map(|word| (*word).to_owned()).collect(),
             args: vec![],
-            env: env
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
-                .collect(),
+            env: env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             working_dir: None,
             dir: "/nowhere".into(),
             log_path: "/nowhere/log".into(),
@@ -590,27 +499,16 @@ mod tests {
     #[test]
     fn a_container_without_a_command_is_a_configuration_error() {
         let runtime = ProcessRuntime::with_binary("/bin/phalanx".into());
-        assert!(matches!(
-            runtime.complete(spec(&[], &[])),
-            Err(RuntimeError::Config(_))
-        ));
+        assert!(matches!(runtime.complete(spec(&[], &[])), Err(RuntimeError::Config(_))));
     }
 
     #[test]
     fn the_pods_own_environment_wins_and_phalanx_means_this_binary() {
         let runtime = ProcessRuntime::with_binary("/bin/phalanx".into());
-        let done = runtime
-            .complete(spec(
-                &["phalanx", "demo-server"],
-                &[("PORT", "9"), (CONTAINER_ID_ENV, "lie")],
-            ))
-            .unwrap();
+        let done =
+            runtime.complete(spec(&["phalanx", "demo-server"], &[("PORT", "9"), (CONTAINER_ID_ENV, "lie")])).unwrap();
         let all = |name: &str| -> Vec<&str> {
-            done.env
-                .iter()
-                .filter(|(key, _)| key == name)
-                .map(|(_, value)| value.as_str())
-                .collect()
+            done.env.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str()).collect()
         };
         assert_eq!(all("PORT"), ["9"]);
         assert_eq!(all("HOST"), ["127.1.2.3"]);

@@ -22,10 +22,7 @@ pub struct Stat {
 
 /// `None` where there is no such process.
 pub fn stat(pid: i32) -> Option<Stat> {
-    parse_stat(
-        pid,
-        &std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?,
-    )
+    parse_stat(pid, &std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 
 fn parse_stat(pid: i32, text: &str) -> Option<Stat> {
@@ -35,13 +32,7 @@ fn parse_stat(pid: i32, text: &str) -> Option<Stat> {
     let parent = fields.next()?.parse().ok()?;
     let session = fields.nth(1)?.parse().ok()?;
     let start_ticks = fields.nth(15)?.parse().ok()?;
-    Some(Stat {
-        pid,
-        state,
-        parent,
-        session,
-        start_ticks,
-    })
+    Some(Stat { pid, state, parent, session, start_ticks })
 }
 
 /// All processes of this machine that may be seen.
@@ -57,22 +48,14 @@ pub fn processes() -> impl Iterator<Item = Stat> {
 /// The children of a single-threaded process.
 pub fn children(pid: i32) -> Vec<i32> {
     match std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")) {
-        Ok(list) => list
-            .split_ascii_whitespace()
-            .filter_map(|child| child.parse().ok())
-            .collect(),
+        Ok(list) => list.split_ascii_whitespace().filter_map(|child| child.parse().ok()).collect(),
         // A kernel without CONFIG_PROC_CHILDREN.
-        Err(_) => processes()
-            .filter(|stat| stat.parent == pid)
-            .map(|stat| stat.pid)
-            .collect(),
+        Err(_) => processes().filter(|stat| stat.parent == pid).map(|stat| stat.pid).collect(),
     }
 }
 
 pub fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map(|id| id.trim().to_owned())
-        .unwrap_or_default()
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
 }
 
 /// Whether the process that `start_ticks` belongs to still lives (a zombie does not).
@@ -86,8 +69,7 @@ pub fn survivors(state: &State, container_id: &str) -> Vec<i32> {
         return Vec::new();
     }
     // A session number cannot be reused while a process is in it; if its leader's number was, this session is gone.
-    let session_is_ours =
-        stat(state.shim_pid).is_none_or(|leader| leader.start_ticks == state.shim_start_ticks);
+    let session_is_ours = stat(state.shim_pid).is_none_or(|leader| leader.start_ticks == state.shim_start_ticks);
     let marker = format!("{CONTAINER_ID_ENV}={container_id}");
     processes()
         .filter(|stat| stat.state != 'Z' && stat.pid != state.shim_pid)
@@ -100,11 +82,8 @@ pub fn survivors(state: &State, container_id: &str) -> Vec<i32> {
 }
 
 fn carries(pid: i32, marker: &str) -> bool {
-    std::fs::read(PathBuf::from(format!("/proc/{pid}/environ"))).is_ok_and(|environment| {
-        environment
-            .split(|byte| *byte == 0)
-            .any(|entry| entry == marker.as_bytes())
-    })
+    std::fs::read(PathBuf::from(format!("/proc/{pid}/environ")))
+        .is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|entry| entry == marker.as_bytes()))
 }
 
 /// Kills what a dead shim left behind, until nothing is left or `rounds` were not enough. Returns how many were killed.
@@ -132,13 +111,7 @@ mod tests {
         let text = "42 (a) b (c)) S 7 42 40 0 -1 4194304 1 0 0 0 0 0 0 0 20 0 1 0 987654 1 2 3";
         assert_eq!(
             parse_stat(42, text),
-            Some(Stat {
-                pid: 42,
-                state: 'S',
-                parent: 7,
-                session: 40,
-                start_ticks: 987_654
-            })
+            Some(Stat { pid: 42, state: 'S', parent: 7, session: 40, start_ticks: 987_654 })
         );
         assert_eq!(parse_stat(42, "42 (x"), None);
         assert_eq!(parse_stat(42, "42 (x) S 1"), None);

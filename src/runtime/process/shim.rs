@@ -72,24 +72,16 @@ fn run(dir: &Path) -> io::Result<()> {
     // Everything below uses names relative to the state directory: a socket's path may have 107 bytes, ours is longer.
     std::env::set_current_dir(dir)?;
     let lock = File::create(LOCK_FILE)?;
-    lock.try_lock()
-        .map_err(|_| io::Error::other("another shim holds this container"))?;
+    lock.try_lock().map_err(|_| io::Error::other("another shim holds this container"))?;
     let Some(spec) = read_json::<ContainerSpec>(Path::new(SPEC_FILE))? else {
-        return Err(io::Error::other(
-            "the container was removed before it started",
-        ));
+        return Err(io::Error::other("the container was removed before it started"));
     };
     if Path::new(EXIT_FILE).exists() {
         return Err(io::Error::other("the container has ended already"));
     }
     nix::sys::prctl::set_child_subreaper(true)?;
     let mut watched = SigSet::empty();
-    for signal in [
-        Signal::SIGCHLD,
-        Signal::SIGTERM,
-        Signal::SIGINT,
-        Signal::SIGHUP,
-    ] {
+    for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
         watched.add(signal);
     }
     watched.thread_block()?;
@@ -131,8 +123,7 @@ fn run(dir: &Path) -> io::Result<()> {
             .hold()
         }
         Err(error) => {
-            let exit = ExitStatus::exited(START_ERROR_EXIT_CODE)
-                .because("StartError", start_failure(&spec, &error));
+            let exit = ExitStatus::exited(START_ERROR_EXIT_CODE).because("StartError", start_failure(&spec, &error));
             let file = write_json(Path::new(EXIT_FILE), &exit)?;
             say(&Started::Failed(exit));
             file.sync_all()
@@ -142,28 +133,16 @@ fn run(dir: &Path) -> io::Result<()> {
 
 /// In the words of containerd and runc, which people search for.
 fn start_failure(spec: &ContainerSpec, error: &io::Error) -> String {
-    let program = spec
-        .command
-        .iter()
-        .chain(&spec.args)
-        .next()
-        .map_or("", String::as_str);
+    let program = spec.command.iter().chain(&spec.args).next().map_or("", String::as_str);
     match error.kind() {
         io::ErrorKind::NotFound if spec.working_dir.as_deref().is_some_and(|dir| !dir.is_dir()) => {
-            format!(
-                "failed to start container: the working directory {:?} does not exist",
-                spec.working_dir
-            )
+            format!("failed to start container: the working directory {:?} does not exist", spec.working_dir)
         }
         io::ErrorKind::NotFound if program.contains('/') => {
-            format!(
-                "failed to start container: exec: {program:?}: stat {program}: no such file or directory"
-            )
+            format!("failed to start container: exec: {program:?}: stat {program}: no such file or directory")
         }
         io::ErrorKind::NotFound => {
-            format!(
-                "failed to start container: exec: {program:?}: executable file not found in $PATH"
-            )
+            format!("failed to start container: exec: {program:?}: executable file not found in $PATH")
         }
         _ => format!("failed to start container: exec: {program:?}: {error}"),
     }
@@ -173,9 +152,7 @@ fn start_failure(spec: &ContainerSpec, error: &io::Error) -> String {
 fn say(started: &Started) {
     if let Ok(mut line) = serde_json::to_vec(started) {
         line.push(b'\n');
-        let _ = io::stdout()
-            .write_all(&line)
-            .and_then(|()| io::stdout().flush());
+        let _ = io::stdout().write_all(&line).and_then(|()| io::stdout().flush());
     }
     if let Ok(null) = File::options().write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdout(null);
@@ -201,9 +178,7 @@ fn start(spec: &ContainerSpec) -> io::Result<(i32, ChildStdout, ChildStderr)> {
     let pid = child.id() as i32;
     match (child.stdout.take(), child.stderr.take()) {
         (Some(stdout), Some(stderr)) => Ok((pid, stdout, stderr)),
-        _ => Err(io::Error::other(
-            "the container's output could not be connected",
-        )),
+        _ => Err(io::Error::other("the container's output could not be connected")),
     }
 }
 
@@ -217,10 +192,7 @@ impl<R: Read + AsFd> Pipe<R> {
     fn new(from: R, stream: Stream) -> io::Result<Self> {
         let flags = OFlag::from_bits_retain(fcntl(&from, FcntlArg::F_GETFL)?);
         fcntl(&from, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        Ok(Self {
-            from: Some(from),
-            lines: Lines::new(stream),
-        })
+        Ok(Self { from: Some(from), lines: Lines::new(stream) })
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -238,18 +210,10 @@ impl<R: Read + AsFd> Pipe<R> {
                 0
             }
             Ok(count) => {
-                self.lines
-                    .push(&record_time(Timestamp::now()), &buffer[..count], records);
+                self.lines.push(&record_time(Timestamp::now()), &buffer[..count], records);
                 count
             }
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                ) =>
-            {
-                0
-            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => 0,
             Err(_) => {
                 self.from = None;
                 0
@@ -292,10 +256,7 @@ impl Shim {
         }
         self.drain(&mut buffer);
 
-        let exit = self
-            .main_exit
-            .take()
-            .unwrap_or_else(|| ExitStatus::signalled(Signal::SIGKILL as i32));
+        let exit = self.main_exit.take().unwrap_or_else(|| ExitStatus::signalled(Signal::SIGKILL as i32));
         let file = write_json(Path::new(EXIT_FILE), &exit)?;
         // Told before the file is on the disk: a restart need not wait for that, and a machine that loses power has
         // no containers to be told of.
@@ -316,22 +277,10 @@ impl Shim {
                 PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.listener.as_fd(), PollFlags::POLLIN),
             ];
-            fds.extend(
-                self.clients
-                    .iter()
-                    .map(|client| PollFd::new(client.stream.as_fd(), PollFlags::POLLIN)),
-            );
+            fds.extend(self.clients.iter().map(|client| PollFd::new(client.stream.as_fd(), PollFlags::POLLIN)));
             let outputs = fds.len();
-            fds.extend(
-                self.stdout
-                    .fd()
-                    .map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
-            );
-            fds.extend(
-                self.stderr
-                    .fd()
-                    .map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
-            );
+            fds.extend(self.stdout.fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+            fds.extend(self.stderr.fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
             match poll(&mut fds, timeout) {
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(error) => return Err(error.into()),
@@ -339,11 +288,7 @@ impl Shim {
             let ready: Vec<bool> = fds.iter().map(|fd| fd.any().unwrap_or(true)).collect();
             let mut outputs = ready[outputs..].iter().copied();
             let stdout = self.stdout.from.is_some() && outputs.next().unwrap_or(false);
-            (
-                stdout,
-                self.stderr.from.is_some() && outputs.next().unwrap_or(false),
-                ready,
-            )
+            (stdout, self.stderr.from.is_some() && outputs.next().unwrap_or(false), ready)
         };
         if stdout {
             self.stdout.read(buffer, &mut self.records);
@@ -382,11 +327,7 @@ impl Shim {
     fn accept(&mut self) {
         while let Ok((stream, _)) = self.listener.accept() {
             if self.clients.len() < CLIENTS_MAX && stream.set_nonblocking(true).is_ok() {
-                self.clients.push(Client {
-                    stream,
-                    input: Vec::new(),
-                    waits: false,
-                });
+                self.clients.push(Client { stream, input: Vec::new(), waits: false });
             }
         }
     }
@@ -399,17 +340,10 @@ impl Shim {
             Ok(0) => return false,
             Ok(count) => client.input.extend_from_slice(&chunk[..count]),
             Err(error) => {
-                return matches!(
-                    error.kind(),
-                    io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-                );
+                return matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted);
             }
         }
-        while let Some(end) = self.clients[index]
-            .input
-            .iter()
-            .position(|byte| *byte == b'\n')
-        {
+        while let Some(end) = self.clients[index].input.iter().position(|byte| *byte == b'\n') {
             let line: Vec<u8> = self.clients[index].input.drain(..=end).collect();
             let reply = match serde_json::from_slice(&line) {
                 Ok(request) => self.request(index, request),
@@ -466,9 +400,7 @@ impl Shim {
         loop {
             match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => self.ended(pid, || ExitStatus::exited(code)),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                    self.ended(pid, || ExitStatus::signalled(signal as i32))
-                }
+                Ok(WaitStatus::Signaled(pid, signal, _)) => self.ended(pid, || ExitStatus::signalled(signal as i32)),
                 Ok(WaitStatus::StillAlive) => return true,
                 Ok(_) | Err(Errno::EINTR) => {}
                 Err(_) => return false,
@@ -486,8 +418,7 @@ impl Shim {
     fn drain(&mut self, buffer: &mut [u8]) {
         let mut total = 0;
         while total < DRAIN_BYTES_MAX {
-            let read = self.stdout.read(buffer, &mut self.records)
-                + self.stderr.read(buffer, &mut self.records);
+            let read = self.stdout.read(buffer, &mut self.records) + self.stderr.read(buffer, &mut self.records);
             self.flush();
             if read == 0 {
                 break;
