@@ -3,8 +3,13 @@
 //! `ARCHITECTURE.md` is the map. A module uses those that the map lists above it, never those below.
 #![forbid(unsafe_code)]
 
+pub mod api;
+pub mod cli;
 pub mod cluster;
 pub mod control;
+pub mod gateway;
 pub mod node;
+pub mod registry;
 pub mod runtime;
 pub mod security;
+pub mod store;

@@ -3,6 +3,7 @@
 //! Must never be actix's `Arbiter`: that needs a process-wide `System`. Owned by [`crate::System`].
 
 use crate::error::BuildError;
+use crate::pid::Pid;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, mpsc as blocking};
@@ -17,9 +18,35 @@ thread_local!(static CURRENT: Cell<u64> = const { Cell::new(0) });
 
 type Job = Box<dyn FnOnce() + Send>;
 
+/// Who runs on an arbiter now: two plain stores a turn. The same odd number at two looks means that one actor has not given its thread
+/// back in between.
+#[derive(Default)]
+pub(crate) struct Heartbeat {
+    turn: AtomicU64,
+    pid: AtomicU64,
+}
+
+impl Heartbeat {
+    pub(crate) fn enter(&self, pid: &Pid) {
+        self.pid.store(pid.id(), Relaxed);
+        self.turn.store(self.turn.load(Relaxed) + 1, Relaxed);
+    }
+
+    pub(crate) fn leave(&self) {
+        self.turn.store(self.turn.load(Relaxed) + 1, Relaxed);
+    }
+
+    /// The count, and the actor that has the thread.
+    pub(crate) fn look(&self) -> (u64, Option<u64>) {
+        let turn = self.turn.load(Relaxed);
+        (turn, (turn % 2 == 1).then(|| self.pid.load(Relaxed)))
+    }
+}
+
 /// One arbiter.
 pub(crate) struct Arbiter {
     id: u64,
+    pub(crate) heartbeat: Arc<Heartbeat>,
     /// At most one job for each start of a child.
     jobs: mpsc::UnboundedSender<Job>,
     stop: watch::Sender<bool>,
@@ -50,7 +77,7 @@ impl Arbiter {
                 drop(local);
             })
             .map_err(|source| BuildError::Thread { name, source })?;
-        Ok(Arc::new(Arbiter { id, jobs, stop, ended: parking_lot::Mutex::new(Some(ended)) }))
+        Ok(Arc::new(Arbiter { id, heartbeat: Arc::default(), jobs, stop, ended: parking_lot::Mutex::new(Some(ended)) }))
     }
 
     /// The `LocalSet` that this is called in.
@@ -59,7 +86,12 @@ impl Arbiter {
         let (stop, stopped) = watch::channel(false);
         let id = NEXT_ID.fetch_add(1, Relaxed);
         tokio::task::spawn_local(run(inbox, stopped));
-        Arc::new(Arbiter { id, jobs, stop, ended: parking_lot::Mutex::new(None) })
+        Arc::new(Arbiter { id, heartbeat: Arc::default(), jobs, stop, ended: parking_lot::Mutex::new(None) })
+    }
+
+    /// Whether its thread still takes jobs.
+    pub(crate) fn is_alive(&self) -> bool {
+        !self.jobs.is_closed()
     }
 
     /// Whether the caller runs on it.
@@ -74,6 +106,11 @@ impl Arbiter {
         } else {
             let _ = self.jobs.send(job);
         }
+    }
+
+    /// Whether there is a thread to wait for; not so in local mode.
+    pub(crate) fn has_thread(&self) -> bool {
+        self.ended.lock().is_some()
     }
 
     /// The thread ends, and all its actors are dropped.

@@ -11,19 +11,31 @@ use crate::shell::{ExitGuard, Report, Reporter};
 use crate::spec::SupervisorSpec;
 use crate::supervisor::{SupervisorRef, launch};
 use crate::system::{Inner, System};
+use futures::StreamExt;
+use futures::future::LocalBoxFuture;
+use futures::stream::FuturesUnordered;
+use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+
+/// How many results of its own futures and timers an actor handles before others of its arbiter get their turn.
+const TURN_EFFECTS: u32 = 64;
+/// The shortest period of an interval, in milliseconds: one of nothing would never let others run.
+const INTERVAL_MIN_MS: u64 = 1;
 
 /// The context of a running actor.
 pub struct Ctx<A: Actor> {
     pid: Pid,
     system: Arc<Inner>,
     me: Ref<A>,
-    spawned: Vec<Box<dyn Step<A>>>,
+    /// Each is polled only when it was woken, however many there are.
+    tasks: Option<Box<FuturesUnordered<Task<A>>>>,
+    monitors: HashSet<MonitorRef>,
+    pumped: bool,
     stop: Option<Exit>,
     traps: bool,
     subtrees: Vec<(u64, Pid)>,
@@ -46,7 +58,18 @@ impl TaskRef {
 
 impl<A: Actor> Ctx<A> {
     pub(crate) fn new(pid: Pid, system: Arc<Inner>, me: Ref<A>) -> Self {
-        Ctx { pid, system, me, spawned: Vec::new(), stop: None, traps: false, subtrees: Vec::new(), next_subtree: 0 }
+        Ctx {
+            pid,
+            system,
+            me,
+            tasks: None,
+            monitors: HashSet::new(),
+            pumped: false,
+            stop: None,
+            traps: false,
+            subtrees: Vec::new(),
+            next_subtree: 0,
+        }
     }
 
     /// A reference to this incarnation.
@@ -76,7 +99,10 @@ impl<A: Actor> Ctx<A> {
 
     /// Runs a future beside the messages. It ends with the actor, and its panic is the actor's exit.
     pub fn spawn(&mut self, future: impl Future<Output = ()> + 'static) -> TaskRef {
-        self.pipe(future, |_, (), _| {})
+        self.run(Work::Once(Box::pin(async move {
+            future.await;
+            None
+        })))
     }
 
     /// Runs a future beside the messages and hands its output back to the actor.
@@ -85,10 +111,11 @@ impl<A: Actor> Ctx<A> {
         F: Future<Output = T> + 'static,
         T: 'static,
     {
-        let cancel = Arc::<Cancel>::default();
-        let step = Pipe { work: Some((Box::pin(future), then)), cancel: cancel.clone() };
-        self.spawned.push(Box::new(step));
-        TaskRef(cancel)
+        self.run(Work::Once(Box::pin(async move {
+            let output = future.await;
+            let apply: Apply<A> = Box::new(move |actor, ctx| then(actor, output, ctx));
+            Some(apply)
+        })))
     }
 
     /// Handles `message` after `delay`, ahead of what waits in the mailbox then (OTP `send_after`).
@@ -101,22 +128,34 @@ impl<A: Actor> Ctx<A> {
 
     /// Runs `tick` every `period`, first after one period. Ticks that could not run in time are skipped, not made up for.
     pub fn interval(&mut self, period: Duration, tick: impl FnMut(&mut A, &mut Ctx<A>) + 'static) -> TimerRef {
+        let period = period.max(Duration::from_millis(INTERVAL_MIN_MS));
+        let mut ticker = tokio::time::interval_at(Instant::now() + period, period);
+        ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        self.run(Work::Every(Box::new(Every { ticker, tick: Box::new(tick) })))
+    }
+
+    fn run(&mut self, work: Work<A>) -> TaskRef {
         let cancel = Arc::<Cancel>::default();
-        // A period of zero would never let others run.
-        let period = period.max(Duration::from_millis(1));
-        let sleep = Box::pin(tokio::time::sleep(period));
-        self.spawned.push(Box::new(Interval { tick: Some(tick), sleep, period, cancel: cancel.clone() }));
+        self.push(Task { work: Some(work), cancel: cancel.clone() });
         TaskRef(cancel)
+    }
+
+    fn push(&mut self, task: Task<A>) {
+        self.tasks.get_or_insert_default().push(task);
     }
 
     /// Asks for one [`Actor::down`] when `pid` has ended; at once if it has.
     pub fn monitor(&mut self, pid: &Pid) -> MonitorRef {
-        pid.monitored_by(&self.pid)
+        let monitor = pid.monitored_by(&self.pid);
+        self.monitors.insert(monitor.clone());
+        monitor
     }
 
-    /// Takes a monitor back. Its `down` may be on the way already.
+    /// Takes a monitor back. Its `down` does not come after this, not even if it was on its way (OTP `demonitor` with `flush`).
     pub fn demonitor(&mut self, monitor: &MonitorRef) {
-        monitor.cancel();
+        if self.monitors.remove(monitor) {
+            monitor.cancel();
+        }
     }
 
     /// Ties the fates of the two: when one exits other than [`Exit::Normal`], the other does, unless it traps exits (OTP `link`).
@@ -175,8 +214,41 @@ impl<A: Actor> Ctx<A> {
         self.traps
     }
 
-    pub(crate) fn take_spawned(&mut self) -> Vec<Box<dyn Step<A>>> {
-        std::mem::take(&mut self.spawned)
+    /// Whether a `down` is still wanted. Each is, once.
+    pub(crate) fn expects(&mut self, monitor: &MonitorRef) -> bool {
+        self.monitors.remove(monitor)
+    }
+
+    /// The actor has ended: those that it watched shall not keep a watcher that nobody reads.
+    pub(crate) fn cancel_monitors(&mut self) {
+        for monitor in self.monitors.drain() {
+            monitor.cancel();
+        }
+    }
+
+    /// True once: when there are tasks and nothing polls them yet.
+    pub(crate) fn wants_pump(&mut self) -> bool {
+        self.tasks.is_some() && !std::mem::replace(&mut self.pumped, true)
+    }
+
+    /// Polls the tasks that were woken, and hands what they bring to the actor.
+    pub(crate) fn pump(&mut self, actor: &mut A, cx: &mut Context<'_>) {
+        for _ in 0..TURN_EFFECTS {
+            if self.stop.is_some() {
+                return;
+            }
+            let Some(tasks) = &mut self.tasks else { return };
+            match tasks.poll_next_unpin(cx) {
+                Poll::Ready(Some(Effect::None)) => {}
+                Poll::Ready(Some(Effect::Apply(apply))) => apply(actor, self),
+                Poll::Ready(Some(Effect::Tick(mut every, cancel))) => {
+                    (every.tick)(actor, self);
+                    self.push(Task { work: Some(Work::Every(every)), cancel });
+                }
+                Poll::Ready(None) | Poll::Pending => return,
+            }
+        }
+        cx.waker().wake_by_ref();
     }
 
     pub(crate) fn take_subtrees(&mut self) -> Vec<(u64, Pid)> {
@@ -188,61 +260,61 @@ impl<A: Actor> Ctx<A> {
     }
 }
 
-/// Work beside the messages: polled with the actor's state at hand.
-pub(crate) trait Step<A: Actor> {
-    fn poll(&mut self, actor: &mut A, ctx: &mut Ctx<A>, cx: &mut Context<'_>) -> Poll<()>;
+/// What a finished task does to its actor.
+enum Effect<A: Actor> {
+    None,
+    Apply(Apply<A>),
+    Tick(Box<Every<A>>, Arc<Cancel>),
 }
 
-struct Pipe<F, T> {
-    work: Option<(Pin<Box<F>>, T)>,
+type Apply<A> = Box<dyn FnOnce(&mut A, &mut Ctx<A>)>;
+type Tick<A> = Box<dyn FnMut(&mut A, &mut Ctx<A>)>;
+
+struct Every<A: Actor> {
+    ticker: Interval,
+    tick: Tick<A>,
+}
+
+enum Work<A: Actor> {
+    Once(LocalBoxFuture<'static, Option<Apply<A>>>),
+    Every(Box<Every<A>>),
+}
+
+/// A future, timer or interval. What it holds is the user's, so it is dropped with care.
+struct Task<A: Actor> {
+    work: Option<Work<A>>,
     cancel: Arc<Cancel>,
 }
 
-impl<A, F, T, O> Step<A> for Pipe<F, T>
-where
-    A: Actor,
-    F: Future<Output = O>,
-    T: FnOnce(&mut A, O, &mut Ctx<A>),
-{
-    fn poll(&mut self, actor: &mut A, ctx: &mut Ctx<A>, cx: &mut Context<'_>) -> Poll<()> {
+impl<A: Actor> Unpin for Task<A> {}
+
+impl<A: Actor> Future for Task<A> {
+    type Output = Effect<A>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Effect<A>> {
         if self.cancel.poll(cx.waker()) {
-            drop_guarded(self.work.take());
-            return Poll::Ready(());
+            return Poll::Ready(Effect::None);
         }
-        let Some((future, _)) = &mut self.work else { return Poll::Ready(()) };
-        let Poll::Ready(output) = future.as_mut().poll(cx) else { return Poll::Pending };
-        if let Some((_, then)) = self.work.take() {
-            then(actor, output, ctx);
+        match &mut self.work {
+            None => Poll::Ready(Effect::None),
+            Some(Work::Once(future)) => future.as_mut().poll(cx).map(|apply| apply.map_or(Effect::None, Effect::Apply)),
+            Some(Work::Every(every)) => {
+                if every.ticker.poll_tick(cx).is_pending() {
+                    return Poll::Pending;
+                }
+                match self.work.take() {
+                    Some(Work::Every(every)) => Poll::Ready(Effect::Tick(every, self.cancel.clone())),
+                    _ => Poll::Ready(Effect::None),
+                }
+            }
         }
-        Poll::Ready(())
     }
 }
 
-struct Interval<F> {
-    tick: Option<F>,
-    sleep: Pin<Box<Sleep>>,
-    period: Duration,
-    cancel: Arc<Cancel>,
-}
-
-impl<A: Actor, F: FnMut(&mut A, &mut Ctx<A>)> Step<A> for Interval<F> {
-    fn poll(&mut self, actor: &mut A, ctx: &mut Ctx<A>, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            if self.cancel.poll(cx.waker()) {
-                drop_guarded(self.tick.take());
-                return Poll::Ready(());
-            }
-            if self.sleep.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-            let next = (self.sleep.deadline() + self.period).max(Instant::now());
-            self.sleep.as_mut().reset(next);
-            if let Some(tick) = &mut self.tick {
-                tick(actor, ctx);
-            }
-            if ctx.stopping() {
-                return Poll::Pending;
-            }
+impl<A: Actor> Drop for Task<A> {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take() {
+            drop_guarded(work);
         }
     }
 }

@@ -63,6 +63,17 @@ pub struct ActorInfo {
     pub messages: u64,
 }
 
+/// What an arbiter does at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArbiterInfo {
+    /// Whether its thread takes new actors.
+    pub alive: bool,
+    /// Counts each entry into an actor's code and each return from it; odd while one is in it.
+    pub turns: u64,
+    /// The number of the incarnation whose code runs.
+    pub running: Option<u64>,
+}
+
 /// A change in the tree. A subscriber that lags behind by more than [`TREE_EVENTS`] is told how many it lost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TreeEvent {

@@ -161,6 +161,10 @@ impl Pid {
         self.0.waker.register(waker);
     }
 
+    pub(crate) fn wake(&self) {
+        self.0.waker.wake();
+    }
+
     /// Takes the requests raised since the last call.
     pub(crate) fn take_requests(&self) -> u8 {
         if self.0.flags.load(Acquire) & REQUESTS == 0 {

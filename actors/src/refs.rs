@@ -5,6 +5,7 @@
 use crate::actor::{Actor, Answer, Handler, Message};
 use crate::error::{AskError, SendError};
 use crate::exit::Exit;
+use crate::panic::drop_guarded;
 use crate::pid::Pid;
 use crate::shell::Host;
 use crate::system::Inner;
@@ -28,9 +29,13 @@ impl<A: Actor> Inbox<A> {
 
 /// A message with the one who waits for its answer, if any.
 pub(crate) struct Question<M: Message> {
-    message: M,
-    asker: Option<oneshot::Sender<Answer<M::Reply>>>,
+    /// `None` only once it was taken.
+    message: Option<M>,
+    asker: Option<Asker<M>>,
 }
+
+/// Whoever waits for an answer.
+type Asker<M> = oneshot::Sender<Answer<<M as Message>::Reply>>;
 
 impl<M: Message> Question<M> {
     /// Whoever asked does not wait any more: it would be work for nobody.
@@ -38,8 +43,17 @@ impl<M: Message> Question<M> {
         self.asker.as_ref().is_some_and(oneshot::Sender::is_closed)
     }
 
-    pub(crate) fn into_parts(self) -> (M, Option<oneshot::Sender<Answer<M::Reply>>>) {
-        (self.message, self.asker)
+    pub(crate) fn into_parts(mut self) -> (Option<M>, Option<Asker<M>>) {
+        (self.message.take(), self.asker.take())
+    }
+}
+
+impl<M: Message> Drop for Question<M> {
+    fn drop(&mut self) {
+        // A panic in the Drop of one message must not lose those behind it, nor their askers.
+        if let Some(message) = self.message.take() {
+            drop_guarded(message);
+        }
     }
 }
 
@@ -118,12 +132,12 @@ impl<A: Actor> Ref<A> {
         }
     }
 
-    fn put<M: Message>(&self, message: M, asker: Option<oneshot::Sender<Answer<M::Reply>>>)
+    fn put<M: Message>(&self, message: M, asker: Option<Asker<M>>)
     where
         A: Handler<M>,
     {
         // Not bounded by actix: the room was taken from the account of the pid.
-        self.0.address.do_send(Question { message, asker });
+        self.0.address.do_send(Question { message: Some(message), asker });
     }
 }
 
@@ -191,6 +205,25 @@ impl<A: Actor> Named<A> {
         A: Handler<M>,
     {
         self.resolve().ok_or(AskError::NoProc)?.ask_timeout(message, limit).await
+    }
+
+    /// The pid of the present incarnation.
+    pub fn pid(&self) -> Option<Pid> {
+        self.resolve().map(|found| found.pid())
+    }
+
+    /// Asks whoever runs here to stop. See [`Pid::stop`].
+    pub fn stop(&self, reason: Exit) {
+        if let Some(found) = self.resolve() {
+            found.stop(reason);
+        }
+    }
+
+    /// Ends whoever runs here. See [`Pid::kill`].
+    pub fn kill(&self) {
+        if let Some(found) = self.resolve() {
+            found.kill();
+        }
     }
 }
 

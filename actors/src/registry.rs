@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The typed mailbox of an actor, as `Arc<Inbox<A>>`.
+/// The typed mailbox of an actor, as `Arc<Inbox<A>>`; of a supervisor, its handle.
 pub(crate) type AnyInbox = Arc<dyn Any + Send + Sync>;
 
 #[derive(Default)]

@@ -9,7 +9,8 @@
 //! [`WorkerFactory`], spawned on an arbiter.
 
 use crate::actor::{Actor, Handler, Message};
-use crate::ctx::{Ctx, Step};
+use crate::arbiter::Heartbeat;
+use crate::ctx::Ctx;
 use crate::exit::Exit;
 use crate::inspect::TreeEvent;
 use crate::panic::{drop_guarded, guarded, take_drop_panic};
@@ -80,7 +81,7 @@ impl ExitGuard {
 
     pub(crate) fn started(&mut self) {
         self.system.registry.running(&self.pid);
-        self.system.event(TreeEvent::Started { path: self.pid.path().to_owned(), pid: self.pid.clone() });
+        self.system.event(|| TreeEvent::Started { path: self.pid.path().to_owned(), pid: self.pid.clone() });
         self.reporter.started();
     }
 
@@ -92,7 +93,7 @@ impl ExitGuard {
             tracing::warn!(path = self.pid.path(), pid = self.pid.id(), %exit, "actor exited");
         }
         self.system.registry.leave(&self.pid, &exit);
-        self.system.event(TreeEvent::Exited {
+        self.system.event(|| TreeEvent::Exited {
             path: self.pid.path().to_owned(),
             pid: self.pid.clone(),
             exit: exit.clone(),
@@ -107,7 +108,7 @@ impl ExitGuard {
 
 impl Drop for ExitGuard {
     fn drop(&mut self) {
-        self.exited(Exit::ArbiterGone);
+        self.exited(if self.system.killed() { Exit::Killed } else { Exit::ArbiterGone });
     }
 }
 
@@ -141,7 +142,7 @@ impl<A: Actor, F: Fn() -> A + Send + Sync + 'static> Factory for WorkerFactory<F
         let (pid, system, own) = (pid.clone(), system.clone(), inbox.clone());
         let boot: Boot = Box::new(move |mut exit: ExitGuard| {
             let entered = Entered::new(&pid);
-            let made = guarded(|| (self.0)());
+            let made = if system.killed() { Err(Exit::Killed) } else { guarded(|| (self.0)()) };
             drop(entered);
             match made {
                 Ok(actor) => {
@@ -166,17 +167,18 @@ impl<A: Actor> actix::Actor for Host<A> {
 /// What actix takes for the context.
 pub(crate) struct Engine<A: Actor> {
     parts: ContextParts<Host<A>>,
-    actor: Box<A>,
+    /// `None` only once the state was dropped.
+    actor: Option<Box<A>>,
     ctx: Ctx<A>,
     /// Messages left of this turn.
     left: u32,
 }
 
 impl<A: Actor> Engine<A> {
-    /// Hands to actix what the user's code has spawned.
+    /// Has actix poll what the user's code has spawned.
     fn flush(&mut self) {
-        for step in self.ctx.take_spawned() {
-            self.parts.spawn(Spawned(step));
+        if self.ctx.wants_pump() {
+            self.parts.spawn(Pump);
         }
     }
 }
@@ -232,10 +234,10 @@ impl<A: Handler<M>, M: Message> actix::Handler<Question<M>> for Host<A> {
         if question.given_up() {
             return;
         }
-        let (message, asker) = question.into_parts();
-        let reply = engine.actor.handle(message, &mut engine.ctx);
-        reply.resolve(asker);
-        engine.flush();
+        if let (Some(actor), (Some(message), asker)) = (&mut engine.actor, question.into_parts()) {
+            actor.handle(message, &mut engine.ctx).resolve(asker);
+            engine.flush();
+        }
     }
 }
 
@@ -245,18 +247,17 @@ impl<A: Handler<M>, M: Message> ToEnvelope<Host<A>, Question<M>> for Engine<A> {
     }
 }
 
-struct Spawned<A: Actor>(Box<dyn Step<A>>);
+/// The one future that actix runs in each actor that has tasks: actix polls all of its futures in each turn, ours only those woken.
+struct Pump;
 
-impl<A: Actor> actix::ActorFuture<Host<A>> for Spawned<A> {
+impl<A: Actor> actix::ActorFuture<Host<A>> for Pump {
     type Output = ();
 
-    fn poll(mut self: Pin<&mut Self>, _: &mut Host<A>, engine: &mut Engine<A>, cx: &mut Context<'_>) -> Poll<()> {
-        if engine.ctx.stopping() {
-            return Poll::Pending;
+    fn poll(self: Pin<&mut Self>, _: &mut Host<A>, engine: &mut Engine<A>, cx: &mut Context<'_>) -> Poll<()> {
+        if let Some(actor) = &mut engine.actor {
+            engine.ctx.pump(actor, cx);
         }
-        let done = self.0.poll(&mut engine.actor, &mut engine.ctx, cx);
-        engine.flush();
-        done
+        Poll::Pending
     }
 }
 
@@ -275,9 +276,12 @@ enum Phase {
 struct Shell<A: Actor> {
     fut: Option<ContextFut<Host<A>, Engine<A>>>,
     pid: Pid,
+    heartbeat: Arc<Heartbeat>,
     phase: Phase,
     /// Subtrees that have not ended.
     subtrees: Vec<(u64, Pid)>,
+    /// A panic in the Drop of the state.
+    dropped: Option<Exit>,
     exit: ExitGuard,
 }
 
@@ -292,17 +296,19 @@ impl<A: Actor> Shell<A> {
     ) -> Self {
         let mailbox = Mailbox::new(receiver);
         let parts = ContextParts::new(mailbox.sender_producer());
+        let heartbeat = system.heartbeat();
         let ctx = Ctx::new(pid.clone(), system, Ref::from_inbox(inbox));
-        let engine = Engine { parts, actor: Box::new(actor), ctx, left: TURN_MESSAGES };
+        let engine = Engine { parts, actor: Some(Box::new(actor)), ctx, left: TURN_MESSAGES };
         let fut = ContextFut::new(engine, Host(PhantomData), mailbox);
-        Shell { fut: Some(fut), pid, phase: Phase::New, subtrees: Vec::new(), exit }
+        Shell { fut: Some(fut), pid, heartbeat, phase: Phase::New, subtrees: Vec::new(), dropped: None, exit }
     }
 
     /// Runs user code outside actix; what it spawned is handed on, a panic ends the actor.
     fn with(&mut self, f: impl FnOnce(&mut A, &mut Ctx<A>)) {
         let Some(fut) = &mut self.fut else { return };
         let engine = fut.ctx();
-        let result = guarded(|| f(&mut engine.actor, &mut engine.ctx));
+        let Some(actor) = &mut engine.actor else { return };
+        let result = guarded(|| f(actor, &mut engine.ctx));
         engine.flush();
         if let Err(panic) = result {
             self.end(panic, false);
@@ -315,13 +321,14 @@ impl<A: Actor> Shell<A> {
         if requests == 0 {
             return;
         }
-        if requests & KILL != 0 {
-            return self.end(Exit::Killed, false);
-        }
+        // Before a kill, which would wait for subtrees that have ended already.
         if requests & SUBTREE != 0 {
             while let Some((subtree, exit)) = self.pid.next_subtree_exit() {
                 self.subtree_exited(subtree, exit);
             }
+        }
+        if requests & KILL != 0 {
+            return self.end(Exit::Killed, false);
         }
         if !matches!(self.phase, Phase::New | Phase::Running) {
             return;
@@ -329,7 +336,11 @@ impl<A: Actor> Shell<A> {
         if requests & SIGNAL != 0 {
             while let Some(signal) = self.pid.next_signal() {
                 match signal {
-                    Signal::Down(down) => self.with(|actor, ctx| actor.down(down, ctx)),
+                    Signal::Down(down) => self.with(|actor, ctx| {
+                        if ctx.expects(&down.monitor) {
+                            actor.down(down, ctx);
+                        }
+                    }),
                     Signal::Exit { from, reason } => self.link_exited(from, reason),
                 }
                 if !matches!(self.phase, Phase::New | Phase::Running) {
@@ -338,7 +349,9 @@ impl<A: Actor> Shell<A> {
             }
         }
         if requests & STOP != 0 {
-            self.end(self.pid.stop_reason(), true);
+            // What never started has nothing to stop in order.
+            let started = matches!(self.phase, Phase::Running);
+            self.end(self.pid.stop_reason(), started);
         }
     }
 
@@ -393,9 +406,15 @@ impl<A: Actor> Shell<A> {
     fn drop_state(&mut self) {
         if let Some(mut fut) = self.fut.take() {
             // Terminated, its drop is a plain drop: actix would else poll the actor again.
-            fut.ctx().terminate();
+            let engine = fut.ctx();
+            engine.terminate();
+            engine.ctx.cancel_monitors();
             let _entered = Entered::new(&self.pid);
+            // One by one: two panics in one unwinding would abort the process.
+            drop_guarded(engine.actor.take());
             drop_guarded(fut);
+            // Kept here: on this thread others have their turn before this one has ended.
+            self.dropped = take_drop_panic();
         }
     }
 
@@ -405,7 +424,9 @@ impl<A: Actor> Shell<A> {
         let mut exit = exit;
         if in_order && let Some(fut) = &mut self.fut {
             let engine = fut.ctx();
-            if let Err(panic) = guarded(|| engine.actor.stopping(&exit, &mut engine.ctx)) {
+            if let Some(actor) = &mut engine.actor
+                && let Err(panic) = guarded(|| actor.stopping(&exit, &mut engine.ctx))
+            {
                 exit = panic;
             }
             // Subtrees that `stopping` started have nobody any more.
@@ -414,8 +435,9 @@ impl<A: Actor> Shell<A> {
             }
         }
         self.drop_state();
-        if let Some(panic) = take_drop_panic() {
-            exit = if exit.is_abnormal() { exit } else { panic };
+        // A panic in Drop spoils an end in order, and hides no earlier reason.
+        if let Some(panic) = self.dropped.take().filter(|_| !exit.is_abnormal()) {
+            exit = panic;
         }
         self.exit.exited(exit);
     }
@@ -424,6 +446,8 @@ impl<A: Actor> Shell<A> {
     fn turn(&mut self, cx: &mut Context<'_>) {
         let Some(fut) = &mut self.fut else { return };
         fut.ctx().left = TURN_MESSAGES;
+        // What others of this thread left behind is not this actor's.
+        take_drop_panic();
         let result = guarded(|| Pin::new(&mut *fut).poll(cx));
         match result {
             Err(panic) => return self.end(panic, false),
@@ -450,26 +474,39 @@ impl<A: Actor> Future for Shell<A> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
         let _entered = Entered::new(&this.pid);
-        this.pid.register(cx.waker());
-        this.signals();
-        if matches!(this.phase, Phase::New) {
-            this.phase = Phase::Running;
+        this.heartbeat.enter(&this.pid);
+        let done = this.advance(cx);
+        this.heartbeat.leave();
+        done
+    }
+}
+
+impl<A: Actor> Shell<A> {
+    /// Signals, then messages, then the end as far as it goes without waiting.
+    fn advance(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.pid.register(cx.waker());
+        if self.exit.system.killed() {
+            self.end(Exit::Killed, false);
+        }
+        self.signals();
+        if matches!(self.phase, Phase::New) {
+            self.phase = Phase::Running;
             let mut failed = None;
-            this.with(|actor, ctx| failed = actor.started(ctx).err());
-            match (failed, &this.phase) {
-                (Some(exit), _) => this.end(exit, false),
-                (None, Phase::Running) => this.exit.started(),
+            self.with(|actor, ctx| failed = actor.started(ctx).err());
+            match (failed, &self.phase) {
+                (Some(exit), _) => self.end(exit, false),
+                (None, Phase::Running) => self.exit.started(),
                 _ => {}
             }
         }
-        if matches!(this.phase, Phase::Running) {
-            this.turn(cx);
+        if matches!(self.phase, Phase::Running) {
+            self.turn(cx);
         }
-        if matches!(this.phase, Phase::Ending { .. }) {
+        if matches!(self.phase, Phase::Ending { .. }) {
             // Exits of subtrees that came meanwhile.
-            this.signals();
-            if this.subtrees.is_empty() {
-                this.finish();
+            self.signals();
+            if self.subtrees.is_empty() {
+                self.finish();
                 return Poll::Ready(());
             }
         }

@@ -7,17 +7,19 @@ use crate::core::supervisor::{Action, Asker, Child, ChildState, Event, Inc, Key,
 use crate::error::ChildError;
 use crate::exit::Exit;
 use crate::inspect::{Kind, TreeEvent};
-use crate::panic::{drop_guarded, guarded};
+use crate::panic::{drop_guarded, guarded, take_drop_panic};
 use crate::pid::{Entered, KILL, Pid, STOP};
+use crate::registry::AnyInbox;
 use crate::shell::{ExitGuard, Report, Reporter};
 use crate::spec::{ChildSpec, Start, Strategy, SupervisorSpec};
 use crate::system::Inner;
-use std::collections::{BTreeMap, HashMap};
+use parking_lot::Mutex;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, Sleep};
 
 /// How many commands may wait at a supervisor; further callers wait for room.
@@ -26,10 +28,16 @@ const COMMANDS_WAITING: usize = 1_024;
 const TURN_EVENTS: usize = 256;
 
 /// A handle to a running supervisor.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct SupervisorRef {
     pid: Pid,
-    commands: mpsc::Sender<Command>,
+    post: Arc<Post>,
+}
+
+impl std::fmt::Debug for SupervisorRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "SupervisorRef({:?})", self.pid)
+    }
 }
 
 /// One child, as [`SupervisorRef::which_children`] tells it.
@@ -58,13 +66,53 @@ pub struct ChildCount {
     pub workers: usize,
 }
 
-#[derive(Debug)]
 enum Command {
     Start(ChildSpec, oneshot::Sender<Result<Pid, ChildError>>),
     Terminate(Arc<str>, oneshot::Sender<Result<(), ChildError>>),
     Restart(Arc<str>, oneshot::Sender<Result<Pid, ChildError>>),
     Delete(Arc<str>, oneshot::Sender<Result<(), ChildError>>),
-    Which(oneshot::Sender<Vec<ChildInfo>>),
+}
+
+/// What reaches a driver. Nothing is allocated while nothing waits: there may be as many supervisors as there are pods.
+struct Post {
+    waiting: Mutex<Waiting>,
+    /// Room for commands and questions.
+    room: Semaphore,
+}
+
+#[derive(Default)]
+struct Waiting {
+    closed: bool,
+    /// At most two of each incarnation.
+    reports: VecDeque<(Key, Inc, Report)>,
+    commands: VecDeque<Command>,
+    /// Answered also while commands must wait.
+    which: VecDeque<oneshot::Sender<Vec<ChildInfo>>>,
+}
+
+impl Post {
+    fn new() -> Arc<Self> {
+        Arc::new(Post { waiting: Mutex::default(), room: Semaphore::new(COMMANDS_WAITING) })
+    }
+
+    /// False when the supervisor has ended; then nothing was put.
+    fn put(&self, supervisor: &Pid, f: impl FnOnce(&mut Waiting)) -> bool {
+        let mut waiting = self.waiting.lock();
+        if waiting.closed {
+            return false;
+        }
+        f(&mut waiting);
+        drop(waiting);
+        supervisor.wake();
+        true
+    }
+
+    /// Whoever waits for an answer, or for room, learns that there will be none.
+    fn close(&self) {
+        let waiting = std::mem::replace(&mut *self.waiting.lock(), Waiting { closed: true, ..Waiting::default() });
+        drop(waiting); // outside the lock: specs hold what is the user's
+        self.room.close();
+    }
 }
 
 impl SupervisorRef {
@@ -80,27 +128,27 @@ impl SupervisorRef {
 
     /// Adds a child and starts it; answers when it is up. A child that fails to start is not kept.
     pub async fn start_child(&self, spec: ChildSpec) -> Result<Pid, ChildError> {
-        self.call(|reply| Command::Start(spec, reply)).await?
+        self.command(|reply| Command::Start(spec, reply)).await
     }
 
     /// Stops a child, and answers when it has ended. It stays known, unless it is temporary or the supervisor dynamic.
     pub async fn terminate_child(&self, id: &str) -> Result<(), ChildError> {
-        self.call(|reply| Command::Terminate(id.into(), reply)).await?
+        self.command(|reply| Command::Terminate(id.into(), reply)).await
     }
 
     /// Starts a child that was terminated or ended for good.
     pub async fn restart_child(&self, id: &str) -> Result<Pid, ChildError> {
-        self.call(|reply| Command::Restart(id.into(), reply)).await?
+        self.command(|reply| Command::Restart(id.into(), reply)).await
     }
 
     /// Forgets a child that does not run.
     pub async fn delete_child(&self, id: &str) -> Result<(), ChildError> {
-        self.call(|reply| Command::Delete(id.into(), reply)).await?
+        self.command(|reply| Command::Delete(id.into(), reply)).await
     }
 
     /// All known children, in the order of their start.
     pub async fn which_children(&self) -> Result<Vec<ChildInfo>, ChildError> {
-        self.call(Command::Which).await
+        self.call(|waiting, reply| waiting.which.push_back(reply)).await
     }
 
     /// How many children there are.
@@ -123,9 +171,24 @@ impl SupervisorRef {
         self.pid.exited().await
     }
 
-    async fn call<R>(&self, command: impl FnOnce(oneshot::Sender<R>) -> Command) -> Result<R, ChildError> {
+    /// Waits until it has ended, and says why.
+    pub async fn exited(&self) -> Exit {
+        self.pid.exited().await
+    }
+
+    async fn command<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, ChildError>>) -> Command,
+    ) -> Result<T, ChildError> {
+        self.call(|waiting, reply| waiting.commands.push_back(command(reply))).await?
+    }
+
+    async fn call<R>(&self, put: impl FnOnce(&mut Waiting, oneshot::Sender<R>)) -> Result<R, ChildError> {
         let (tx, rx) = oneshot::channel();
-        self.commands.send(command(tx)).await.map_err(|_| ChildError::SupervisorDown)?;
+        self.post.room.acquire().await.map_err(|_| ChildError::SupervisorDown)?.forget();
+        if !self.post.put(&self.pid, |waiting| put(waiting, tx)) {
+            return Err(ChildError::SupervisorDown);
+        }
         rx.await.map_err(|_| ChildError::SupervisorDown)
     }
 }
@@ -138,15 +201,11 @@ pub(crate) fn launch(
     mut exit: ExitGuard,
     restart: bool,
 ) -> SupervisorRef {
-    let (commands, inbox) = mpsc::channel(COMMANDS_WAITING);
-    let handle = SupervisorRef { pid: pid.clone(), commands };
-    if !system.registry.enter(
-        &pid,
-        Some(Arc::new(handle.clone())),
-        Kind::Supervisor,
-        strategy_name(spec.strategy),
-        restart,
-    ) {
+    let post = Post::new();
+    let handle = SupervisorRef { pid: pid.clone(), post: post.clone() };
+    let inbox: AnyInbox = Arc::new(handle.clone());
+    if !system.registry.enter(&pid, Some(inbox), Kind::Supervisor, strategy_name(spec.strategy), restart) {
+        post.close();
         exit.exited(Exit::Error(format!("`{}` is already running", pid.path())));
         return handle;
     }
@@ -154,25 +213,24 @@ pub(crate) fn launch(
     for child in spec.children {
         let (id, policy) = (child.id.clone(), policy(&child));
         if !core.add(id.clone(), policy, Data { spec: child, pid: None }) {
+            post.close();
             exit.exited(Exit::Error(format!("`{}` has two children with the id `{id}`", pid.path())));
             return handle;
         }
     }
-    let (reports, from_children) = mpsc::unbounded_channel();
     let mut driver = Driver {
         core,
         pid,
         system,
         exit,
-        reports,
-        from_children,
-        commands: inbox,
+        post,
         askers: HashMap::new(),
         next_asker: 0,
         timers: BTreeMap::new(),
         next_timer: 0,
-        sleep: Box::pin(tokio::time::sleep_until(Instant::now())),
+        sleep: None,
         epoch: Instant::now(),
+        killed: false,
         done: false,
     };
     driver.feed(Event::Boot);
@@ -198,7 +256,7 @@ struct Data {
     pid: Option<Pid>,
 }
 
-enum Waiting {
+enum Reply {
     Pid(oneshot::Sender<Result<Pid, ChildError>>),
     Done(oneshot::Sender<Result<(), ChildError>>),
 }
@@ -208,16 +266,16 @@ struct Driver {
     pid: Pid,
     system: Arc<Inner>,
     exit: ExitGuard,
-    /// At most two reports of each incarnation.
-    reports: mpsc::UnboundedSender<(Key, Inc, Report)>,
-    from_children: mpsc::UnboundedReceiver<(Key, Inc, Report)>,
-    commands: mpsc::Receiver<Command>,
-    askers: HashMap<Asker, Waiting>,
+    post: Arc<Post>,
+    askers: HashMap<Asker, Reply>,
     next_asker: Asker,
     timers: BTreeMap<(Instant, u64), Timer>,
     next_timer: u64,
-    sleep: Pin<Box<Sleep>>,
+    /// Set for the first timer, once there is one.
+    sleep: Option<Pin<Box<Sleep>>>,
     epoch: Instant,
+    /// The whole system was.
+    killed: bool,
     done: bool,
 }
 
@@ -234,6 +292,7 @@ impl Driver {
             Action::Start { key, inc, restart } => self.start(key, inc, restart),
             Action::Stop { key } => {
                 if let Some(pid) = self.child_pid(key) {
+                    self.system.registry.stopping(&pid);
                     pid.stop(Exit::Shutdown);
                 }
             }
@@ -246,16 +305,20 @@ impl Driver {
                 let Some(path) = self.child_path(key) else { return };
                 let restarts = self.system.registry.restarting(&path, delay);
                 let in_ms = u64::try_from(delay.as_millis()).unwrap_or(u64::MAX);
-                self.system.event(TreeEvent::Restarting { path, in_ms, restarts });
+                self.system.event(|| TreeEvent::Restarting { path, in_ms, restarts });
             }
             Action::Idle { key } => {
                 let Some(path) = self.child_path(key) else { return };
                 self.system.registry.stopped(&path);
-                self.system.event(TreeEvent::Stopped { path });
+                self.system.event(|| TreeEvent::Stopped { path });
             }
             Action::Forget { data, .. } => {
-                self.system.registry.forget(&self.path_of(&data.spec.id));
+                let path = self.path_of(&data.spec.id);
+                self.system.registry.forget(&path);
+                self.system.event(|| TreeEvent::Stopped { path });
                 drop_guarded(data);
+                // Not a panic of anyone who could exit with it.
+                take_drop_panic();
             }
             Action::Timer { timer, after } => {
                 self.timers.insert((Instant::now() + after, self.next_timer), timer);
@@ -265,6 +328,7 @@ impl Driver {
             Action::Ready => self.exit.started(),
             Action::Exit(exit) => {
                 self.done = true;
+                self.post.close();
                 // The children are part of it: none of them is left in the tree.
                 let paths: Vec<String> = self.core.children().map(|(_, child)| self.path_of(&child.id)).collect();
                 for path in paths {
@@ -282,13 +346,16 @@ impl Driver {
         if let Some(data) = self.core.data_mut(key) {
             data.pid = Some(pid.clone());
         }
-        let reports = self.reports.clone();
+        let (post, supervisor) = (self.post.clone(), self.pid.clone());
         let reporter = Reporter::new(move |report| {
             // The supervisor may be gone, when its arbiter is.
-            let _ = reports.send((key, inc, report));
+            post.put(&supervisor, |waiting| waiting.reports.push_back((key, inc, report)));
         });
         let system = self.system.clone();
         let mut exit = ExitGuard::new(pid.clone(), system.clone(), reporter);
+        if system.killed() {
+            return exit.exited(Exit::Killed);
+        }
         let arbiter = self.system.arbiter(spec.placement).clone();
         match spec.start {
             Start::Actor(factory) => {
@@ -309,13 +376,13 @@ impl Driver {
     }
 
     fn reply(&mut self, asker: Asker, result: Result<Key, ChildError>) {
-        let Some(waiting) = self.askers.remove(&asker) else { return };
-        match waiting {
-            Waiting::Pid(tx) => {
+        let Some(reply) = self.askers.remove(&asker) else { return };
+        match reply {
+            Reply::Pid(tx) => {
                 let pid = result.and_then(|key| self.child_pid(key).ok_or(ChildError::NotFound));
                 let _ = tx.send(pid);
             }
-            Waiting::Done(tx) => {
+            Reply::Done(tx) => {
                 let _ = tx.send(result.map(|_| ()));
             }
         }
@@ -326,25 +393,21 @@ impl Driver {
         self.next_asker += 1;
         let event = match command {
             Command::Start(spec, tx) => {
-                self.askers.insert(asker, Waiting::Pid(tx));
+                self.askers.insert(asker, Reply::Pid(tx));
                 let (id, policy) = (spec.id.clone(), policy(&spec));
                 Event::StartChild { id, policy, data: Data { spec, pid: None }, asker }
             }
             Command::Terminate(id, tx) => {
-                self.askers.insert(asker, Waiting::Done(tx));
+                self.askers.insert(asker, Reply::Done(tx));
                 Event::TerminateChild { id, asker }
             }
             Command::Restart(id, tx) => {
-                self.askers.insert(asker, Waiting::Pid(tx));
+                self.askers.insert(asker, Reply::Pid(tx));
                 Event::RestartChild { id, asker }
             }
             Command::Delete(id, tx) => {
-                self.askers.insert(asker, Waiting::Done(tx));
+                self.askers.insert(asker, Reply::Done(tx));
                 Event::DeleteChild { id, asker }
-            }
-            Command::Which(tx) => {
-                let _ = tx.send(self.core.children().map(|(_, child)| info(child)).collect());
-                return;
             }
         };
         self.feed(event);
@@ -371,32 +434,58 @@ impl Driver {
         }
         if requests & STOP != 0 {
             let reason = self.pid.stop_reason();
+            self.system.registry.stopping(&self.pid);
             self.feed(Event::Stop(reason));
             return true;
         }
-        if let Poll::Ready(Some((key, inc, report))) = self.from_children.poll_recv(cx) {
+        let mut waiting = self.post.waiting.lock();
+        if let Some((key, inc, report)) = waiting.reports.pop_front() {
+            drop(waiting);
             self.feed(match report {
                 Report::Started => Event::Started { key, inc },
                 Report::Exited(exit) => Event::Exited { key, inc, exit },
             });
             return true;
         }
+        if let Some(tx) = waiting.which.pop_front() {
+            drop(waiting);
+            self.post.room.add_permits(1);
+            let _ = tx.send(self.core.children().map(|(_, child)| info(child)).collect());
+            return true;
+        }
         if !self.core.busy()
-            && let Poll::Ready(Some(command)) = self.commands.poll_recv(cx)
+            && let Some(command) = waiting.commands.pop_front()
         {
+            drop(waiting);
+            self.post.room.add_permits(1);
             self.command(command);
             return true;
         }
-        let Some((&(due, n), &timer)) = self.timers.first_key_value() else { return false };
+        drop(waiting);
+        self.timer(cx)
+    }
+
+    /// Handles the first timer if it is due; else sees to it that it wakes this.
+    fn timer(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some((&(due, n), &timer)) = self.timers.first_key_value() else {
+            self.sleep = None;
+            return false;
+        };
         if due <= Instant::now() {
             self.timers.remove(&(due, n));
             self.feed(Event::Timer(timer));
             return true;
         }
-        if self.sleep.deadline() != due {
-            self.sleep.as_mut().reset(due);
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+        if sleep.deadline() != due {
+            sleep.as_mut().reset(due);
         }
-        self.sleep.as_mut().poll(cx).is_ready()
+        let ready = sleep.as_mut().poll(cx).is_ready();
+        if ready {
+            // Polled again, a sleep that is over would be ready for ever.
+            self.sleep = None;
+        }
+        ready
     }
 }
 
@@ -421,6 +510,9 @@ impl Future for Driver {
         let this = self.get_mut();
         let _entered = Entered::new(&this.pid);
         this.pid.register(cx.waker());
+        if this.system.killed() && !this.done && !std::mem::replace(&mut this.killed, true) {
+            this.feed(Event::Kill);
+        }
         for _ in 0..TURN_EVENTS {
             if this.done {
                 return Poll::Ready(());
@@ -436,6 +528,7 @@ impl Future for Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
+        self.post.close();
         // Its arbiter is gone; children on other arbiters must not outlive it.
         if !self.done {
             for (_, child) in self.core.children() {

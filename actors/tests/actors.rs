@@ -199,7 +199,7 @@ async fn a_dropped_system_ends_its_actors() {
     let log = Log::default();
     let (system, a, _b) = pair(&log).await;
     drop(system);
-    assert_eq!(a.pid().exited().await, Exit::ArbiterGone);
+    assert_eq!(a.pid().exited().await, Exit::Killed);
 }
 
 #[test]

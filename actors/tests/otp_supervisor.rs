@@ -214,7 +214,8 @@ async fn a_child_that_does_not_stop_in_time_is_killed() {
             .placement(Placement::Arbiter(0));
     let sup = system.start(SupervisorSpec::new("s", Strategy::OneForOne).child(other)).await.expect("started");
     let a = system.lookup::<Probe>("s/inner/a").expect("a");
-    a.tell(Do::Hang(Duration::from_millis(300))).expect("told");
+    // A hundred times its time to stop.
+    a.tell(Do::Hang(Duration::from_secs(2))).expect("told");
     while system.tree().iter().any(|i| i.path == "s/inner/a" && i.queue_len > 0) {
         tokio::task::yield_now().await;
     }

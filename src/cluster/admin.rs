@@ -34,6 +34,10 @@ const CALL_DEADLINE: Duration = Duration::from_secs(60);
 pub enum AdminRequest {
     /// Who are you?
     Status,
+    /// The supervision tree.
+    Tree,
+    /// Credentials of the cluster's administrator, from a server.
+    Kubeconfig,
     /// Stop in order; with `pods`, stop what the node runs, too.
     Stop {
         /// Else containers go on running and are adopted at the next start.

@@ -3,5 +3,10 @@
 //! The topmost layer but for the CLI: it may use everything, and nothing but the CLI may use it.
 
 pub mod admin;
+pub mod front;
 pub mod layout;
+pub mod local;
+pub mod member;
+pub mod membership;
 pub mod processes;
+pub mod roles;

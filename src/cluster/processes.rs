@@ -60,7 +60,12 @@ pub fn of_node(table: &BTreeMap<i32, Process>, node: Option<(i32, u64)>, dir: &P
         .values()
         .filter(|p| {
             node == Some((p.pid, p.start_ticks))
-                || (p.args.get(1).is_some_and(|a| a == "shim") && p.args.iter().any(|a| Path::new(a).starts_with(dir)))
+                || match p.args.get(1).map(String::as_str) {
+                    Some("shim") => p.args.iter().any(|a| Path::new(a).starts_with(dir)),
+                    // A member that has not got as far as recording itself.
+                    Some("server" | "agent") => p.args.iter().any(|a| Path::new(a) == dir),
+                    _ => false,
+                }
         })
         .map(|p| p.pid)
         .collect();
@@ -120,7 +125,9 @@ mod tests {
             p(30, 1, &["phalanx", "shim", "/d/nodes/n10/agent/c1"]),
             p(31, 30, &["sleep"]),
             p(40, 1, &["grep", "shimmy", "/d/nodes/n1"]),
+            p(50, 1, &["phalanx", "server", "--dir", "/d/nodes/n2"]),
         ]);
+        assert_eq!(of_node(&table, None, Path::new("/d/nodes/n2")), BTreeSet::from([50]), "not recorded yet");
         let dir = Path::new("/d/nodes/n1");
         assert_eq!(of_node(&table, Some((10, 100)), dir), BTreeSet::from([10, 20, 21, 22]));
         assert_eq!(of_node(&table, Some((10, 99)), dir), BTreeSet::from([20, 21, 22]), "a recycled pid is not ours");

@@ -2,5 +2,7 @@
 //!
 //! Must never decide placement (that is `scheduler`) or touch containers (that is `node`). Assembled by `cluster`.
 
+pub mod endpoint;
 pub mod lease;
 pub mod renewal;
+pub mod wire;

@@ -47,8 +47,6 @@ pub struct JoinRequest {
     pub csr_pem: String,
     /// Addresses under which others will reach it.
     pub addresses: Vec<std::net::IpAddr>,
-    /// `host:port` of its transport.
-    pub transport: String,
     /// Its clock, in seconds since the epoch.
     pub clock_s: i64,
 }
@@ -65,7 +63,7 @@ pub struct MemberRecord {
     pub server_id: Option<u64>,
     /// Runs pods.
     pub agent: bool,
-    /// `host:port` of its transport.
+    /// `host:port` of its transport; empty until it has said it for the first time.
     pub transport: String,
     /// `host:port` of its HTTPS face, servers only.
     pub api: Option<String>,

@@ -56,7 +56,6 @@ fn request(token: &JoinToken) -> JoinRequest {
         role: TokenRole::Agent,
         csr_pem: NodeRequest::generate().and_then(|r| r.csr_pem()).expect("csr"),
         addresses: vec![],
-        transport: "127.0.0.1:1".into(),
         clock_s: 0,
     }
 }

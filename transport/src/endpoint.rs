@@ -30,7 +30,7 @@ use crate::{
     event::{LossReason, NodeName, Peer, PeerEvent, Refusal},
     fault::FaultTable,
     frame::{Ask, Frame, FrameError, Kind, MAX_HELLO_BYTES, PROTOCOL_VERSION, Reply, encode, status},
-    hello::{Hello, Me, Verdict, Welcome},
+    hello::{Hello, Me, Origin, Verdict, Welcome},
     inbox::Inboxes,
     link::{self, CloseCode, Link, ReadFrameError, read_frame},
     peer::{PeerSlot, SlotState, Trouble},
@@ -119,7 +119,7 @@ impl Node {
             peers: RwLock::default(),
             peers_known: watch::Sender::new(()),
             handshakes: Semaphore::new(parts.limits.handshakes),
-            next_dial: AtomicU64::new(0),
+            next_dial: AtomicU64::new(1),
             refusals_logged: Mutex::new((Instant::now(), 0)),
             limits: parts.limits,
             timings: parts.timings,
@@ -386,7 +386,8 @@ async fn welcome(node: &Arc<Node>, conn: &Connection) -> Result<(), (Option<Stri
         }
         match node.me.judge_hello(&name, &hello, slot.view(&state)) {
             Verdict::Accept(welcome) => {
-                let link = new_link(node, &slot, hello.incarnation, conn);
+                let link =
+                    new_link(node, &slot, hello.incarnation, Origin { dialed_by_us: false, dial: hello.dial }, conn);
                 // The first frame that goes out on this connection, before anything that is told to it.
                 let frame = encode(Kind::Welcome, &welcome, MAX_HELLO_BYTES).map_err(|_| named(None))?;
                 let _ = link.control.push_unbounded(&frame);
@@ -396,7 +397,7 @@ async fn welcome(node: &Arc<Node>, conn: &Connection) -> Result<(), (Option<Stri
             Verdict::Duplicate => {
                 conn.close(
                     VarInt::from_u32(CloseCode::Duplicate as u32),
-                    b"this node is dialing you, and that connection counts",
+                    b"another connection of the two nodes counts",
                 );
                 return Err(named(None));
             }
@@ -407,11 +408,11 @@ async fn welcome(node: &Arc<Node>, conn: &Connection) -> Result<(), (Option<Stri
     Ok(())
 }
 
-fn new_link(node: &Node, slot: &PeerSlot, incarnation: u64, conn: &Connection) -> Arc<Link> {
+fn new_link(node: &Node, slot: &PeerSlot, incarnation: u64, origin: Origin, conn: &Connection) -> Arc<Link> {
     node.faults.see(&slot.name, conn.remote_address());
     let peer = Peer { node: slot.name.clone(), incarnation };
     tracing::info!(node = %slot.name, incarnation, "connected to {}", slot.name);
-    Arc::new(Link::new(peer, conn.clone(), &node.limits))
+    Arc::new(Link::new(peer, origin, conn.clone(), &node.limits))
 }
 
 fn certified_name(conn: &Connection, cluster: &str) -> Result<String, Refusal> {
@@ -494,22 +495,24 @@ async fn dial_loop(node: Arc<Node>, slot: Arc<PeerSlot>) {
 }
 
 fn note_failure(node: &Node, slot: &PeerSlot, addr: SocketAddr, failure: DialFailure) {
-    let trouble = match failure {
+    let (trouble, refusal) = match failure {
         // There is a connection, or there will be one at once.
         DialFailure::Superseded => return,
         DialFailure::Unreachable(reason) => {
             tracing::debug!(node = %slot.name, %addr, "cannot reach {} at {addr}: {reason}", slot.name);
-            Trouble { refused: false, reason: format!("cannot be reached at {addr}: {reason}") }
+            let reason = format!("cannot be reached at {addr}: {reason}");
+            (Trouble { refused: false, reason }, None)
         }
-        DialFailure::Refused(refusal) => {
-            let trouble = Trouble { refused: true, reason: refusal.to_string() };
-            node.refused(Some(&slot.name), addr, refusal);
-            trouble
-        }
+        DialFailure::Refused(refusal) => (Trouble { refused: true, reason: refusal.to_string() }, Some(refusal)),
     };
-    let mut state = slot.lock();
-    if slot.link().is_none() {
-        state.trouble = Some(trouble);
+    {
+        let mut state = slot.lock();
+        if slot.link().is_none() {
+            state.trouble = Some(trouble);
+        }
+    }
+    if let Some(refusal) = refusal {
+        node.refused(Some(&slot.name), addr, refusal);
     }
 }
 
@@ -546,14 +549,15 @@ async fn say_hello(node: &Arc<Node>, slot: &Arc<PeerSlot>, addr: SocketAddr, dia
         None => DialFailure::Unreachable("the hello's stream was broken off".into()),
     };
     let (mut send, mut recv) = conn.open_bi().await.map_err(|_| lost(&conn))?;
-    {
+    let hello = {
         let mut state = slot.lock();
         if slot.link().is_some() {
             return Err(DialFailure::Superseded);
         }
         state.hello_sent = Some(dial);
-    }
-    let hello = encode(Kind::Hello, &node.me.hello(), MAX_HELLO_BYTES)
+        node.me.hello(dial, slot.view(&state))
+    };
+    let hello = encode(Kind::Hello, &hello, MAX_HELLO_BYTES)
         .map_err(|_| DialFailure::Unreachable("the hello does not fit".into()))?;
     send.write_chunk(hello.into()).await.map_err(|_| lost(&conn))?;
     let welcome: Welcome = match read_hello(&mut recv, Kind::Welcome).await {
@@ -572,7 +576,7 @@ async fn say_hello(node: &Arc<Node>, slot: &Arc<PeerSlot>, addr: SocketAddr, dia
             conn.close(VarInt::from_u32(CloseCode::Refused as u32), refusal.to_string().as_bytes());
             return Err(DialFailure::Refused(refusal));
         }
-        let link = new_link(node, slot, welcome.incarnation, &conn);
+        let link = new_link(node, slot, welcome.incarnation, Origin { dialed_by_us: true, dial }, &conn);
         slot.install(&mut state, link.clone(), &node.registry, &node.events);
         link
     };

@@ -114,5 +114,5 @@ fn read_as_everything(frame: &Frame) {
     let _ = frame.read::<MonitorPath<'_>>();
     let _ = frame.read::<crate::hello::Hello>();
     let _ = frame.read::<crate::hello::Welcome>();
-    let _ = frame.read::<(u64, crate::monitor::DownReason)>();
+    let _ = frame.read::<(u64, phalanx_actors::Exit)>();
 }

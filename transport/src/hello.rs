@@ -10,8 +10,9 @@
 //! ```
 //!
 //! When two nodes dial each other at once, the dial of the node with the smaller name wins: the other acceptor, whose
-//! own hello is on its way, refuses with `DUPLICATE`. A hello for a peer that is already up means that the dialer had
-//! lost that connection (nobody says hello while it has one), so it replaces it.
+//! own hello is on its way, refuses with `DUPLICATE`. A hello for a peer that is already up replaces that link only if its
+//! sender had the link and lost it, for the hello may just as well have been on its way while the link came up. To tell
+//! the two apart dials are numbered, and a hello names the last dial of the other side that its sender has accepted.
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,10 @@ pub(crate) struct Hello {
     pub(crate) cluster: String,
     pub(crate) node: String,
     pub(crate) incarnation: u64,
+    /// Number of this dial, growing within the incarnation; from 1.
+    pub(crate) dial: u64,
+    /// The last dial of the acceptor that this node has accepted: incarnation and number.
+    pub(crate) accepted: (u64, u64),
 }
 
 /// First frame of the acceptor.
@@ -54,6 +59,18 @@ pub(crate) struct View {
     pub(crate) newest: Option<u64>,
     /// Our own hello to it is on its way.
     pub(crate) hello_sent: bool,
+    /// The link that is up.
+    pub(crate) up: Option<Origin>,
+    /// The last dial of the peer that we have accepted: incarnation and number.
+    pub(crate) accepted: (u64, u64),
+}
+
+/// How a link came about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) dialed_by_us: bool,
+    /// The dialer's number of the dial.
+    pub(crate) dial: u64,
 }
 
 /// What to do with a hello.
@@ -61,19 +78,22 @@ pub(crate) struct View {
 pub(crate) enum Verdict {
     /// Up; an older connection, if there is one, is replaced.
     Accept(Welcome),
-    /// Our own dial to the same node wins; nothing is wrong.
+    /// There is a better link, or our own dial to the same node wins; nothing is wrong.
     Duplicate,
     Refuse(Refusal),
 }
 
 impl Me {
-    pub(crate) fn hello(&self) -> Hello {
+    /// Our hello on our dial of this number.
+    pub(crate) fn hello(&self, dial: u64, view: View) -> Hello {
         Hello {
             version_min: PROTOCOL_VERSION_MIN,
             version_max: PROTOCOL_VERSION,
             cluster: self.cluster.clone(),
             node: self.node.to_string(),
             incarnation: self.incarnation,
+            dial,
+            accepted: view.accepted,
         }
     }
 
@@ -94,7 +114,8 @@ impl Me {
         if let Err(refusal) = check_incarnation(hello.incarnation, view.newest) {
             return Verdict::Refuse(refusal);
         }
-        if view.hello_sent && *self.node < *hello.node {
+        let ours_wins = view.hello_sent && *self.node < *hello.node;
+        if ours_wins || self.is_late(hello, view) {
             return Verdict::Duplicate;
         }
         Verdict::Accept(Welcome {
@@ -117,6 +138,18 @@ impl Me {
             });
         }
         check_incarnation(welcome.incarnation, view.newest)
+    }
+
+    /// Whether the hello was sent before the link that is up was known to its sender.
+    fn is_late(&self, hello: &Hello, view: View) -> bool {
+        match view.up {
+            // Another boot knows nothing of this link, whatever it says.
+            _ if view.newest != Some(hello.incarnation) => false,
+            None => false,
+            Some(up) if up.dialed_by_us => hello.accepted < (self.incarnation, up.dial),
+            // Of two dials of the same node the later one holds.
+            Some(up) => hello.dial <= up.dial,
+        }
     }
 
     fn check(&self, expected: &str, cluster: &str, node: &str) -> Result<(), Refusal> {
@@ -145,66 +178,5 @@ fn check_incarnation(theirs: u64, newest: Option<u64>) -> Result<(), Refusal> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn me(node: &str) -> Me {
-        Me { cluster: "c1".into(), node: node.into(), incarnation: 5 }
-    }
-
-    fn judge(me: &Me, hello: &Hello, view: View) -> Verdict {
-        me.judge_hello(&hello.node, hello, view)
-    }
-
-    #[test]
-    fn of_two_dials_at_once_exactly_one_survives() {
-        let (a, b) = (me("a"), me("b"));
-        let both_sent = View { hello_sent: true, ..View::default() };
-        assert_eq!(judge(&a, &b.hello(), both_sent), Verdict::Duplicate);
-        assert!(matches!(judge(&b, &a.hello(), both_sent), Verdict::Accept(_)));
-    }
-
-    #[test]
-    fn without_a_hello_of_our_own_every_dial_is_accepted() {
-        let (a, b) = (me("a"), me("b"));
-        assert!(matches!(judge(&a, &b.hello(), View::default()), Verdict::Accept(_)));
-    }
-
-    #[test]
-    fn an_older_incarnation_is_stale_and_an_equal_or_newer_one_is_not() {
-        let (a, b) = (me("a"), me("b"));
-        let seen = |newest| View { newest: Some(newest), ..View::default() };
-        assert_eq!(judge(&a, &b.hello(), seen(6)), Verdict::Refuse(Refusal::StaleIncarnation { theirs: 5, newest: 6 }));
-        assert!(matches!(judge(&a, &b.hello(), seen(5)), Verdict::Accept(_)));
-        assert!(matches!(judge(&a, &b.hello(), seen(4)), Verdict::Accept(_)));
-    }
-
-    #[test]
-    fn a_name_that_is_not_in_the_certificate_is_refused() {
-        let verdict = me("a").judge_hello("b", &me("c").hello(), View::default());
-        assert!(matches!(verdict, Verdict::Refuse(Refusal::Name { .. })));
-    }
-
-    #[test]
-    fn our_own_name_is_refused() {
-        let verdict = judge(&me("a"), &me("a").hello(), View::default());
-        assert!(matches!(verdict, Verdict::Refuse(Refusal::Name { .. })));
-    }
-
-    #[test]
-    fn another_cluster_is_refused() {
-        let hello = Hello { cluster: "c2".into(), ..me("b").hello() };
-        let verdict = judge(&me("a"), &hello, View::default());
-        assert!(matches!(verdict, Verdict::Refuse(Refusal::Cluster { .. })));
-    }
-
-    #[test]
-    fn versions_must_overlap() {
-        let hello = |min, max| Hello { version_min: min, version_max: max, ..me("b").hello() };
-        let newer_only = judge(&me("a"), &hello(2, 3), View::default());
-        assert!(matches!(newer_only, Verdict::Refuse(Refusal::Version { .. })));
-        assert!(matches!(judge(&me("a"), &hello(1, 9), View::default()), Verdict::Accept(Welcome { version: 1, .. })));
-        let welcome = Welcome { version: 2, cluster: "c1".into(), node: "b".into(), incarnation: 5 };
-        assert!(matches!(me("a").judge_welcome("b", &welcome, View::default()), Err(Refusal::Version { .. })));
-    }
-}
+#[path = "hello_test.rs"]
+mod tests;

@@ -112,8 +112,7 @@ impl Inboxes {
                 queue.jobs.push_back((job, bytes));
             }
             None => {
-                let mut queue = Queue::default();
-                queue.bytes = bytes;
+                let mut queue = Queue { bytes, ..Queue::default() };
                 queue.jobs.push_back((job, bytes));
                 queues.insert(key.clone(), queue);
                 self.runtime.spawn(self.clone().drain(key));

@@ -16,6 +16,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs, unreachable_pub)]
 
+mod ask;
 mod backoff;
 mod config;
 mod endpoint;
@@ -41,11 +42,12 @@ pub use error::{AskError, SendError, StartError};
 pub use event::{LossReason, NodeName, Peer, PeerEvent, PeerInfo, PeerState, Refusal};
 pub use fault::{Direction, Faults, Target};
 pub use frame::{MAX_FRAME_BYTES, PROTOCOL_VERSION};
-pub use monitor::{Down, DownReason, ExitReason, Monitor};
+pub use monitor::{Down, Monitor};
 pub use network::{Network, UdpNetwork};
 pub use stream::{RecvStream, SendStream};
 pub use tls::{ALPN, server_name};
 pub use transport::{Remote, Transport};
 
+pub use phalanx_actors::Exit;
 // What a `Network` has to produce.
 pub use quinn::{AsyncUdpSocket, UdpPoller, udp};

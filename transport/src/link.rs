@@ -12,6 +12,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
+use phalanx_actors::Exit;
 use quinn::{Connection, ConnectionError, ReadError, VarInt};
 use tokio::{
     sync::{Semaphore, oneshot},
@@ -25,8 +26,9 @@ use crate::{
     frame::{
         Ask, Decoder, Frame, FrameError, HEADER_BYTES, Header, Kind, MonitorPath, Open, Reply, Tell, encode, status,
     },
+    hello::Origin,
     inbox::{Delivery, Job, Lane},
-    monitor::{DownReason, Watcher},
+    monitor::Watcher,
     outbox::Outbox,
     peer::{Counters, PeerSlot},
     registry::{Call, Failure},
@@ -69,10 +71,11 @@ impl CloseCode {
 }
 
 /// Monitors that we hold on the peer, by the id that we gave them; `None` once the link is lost.
-type Monitors = Option<HashMap<u64, oneshot::Sender<DownReason>>>;
+type Monitors = Option<HashMap<u64, oneshot::Sender<Exit>>>;
 
 pub(crate) struct Link {
     pub(crate) peer: Peer,
+    pub(crate) origin: Origin,
     pub(crate) conn: Connection,
     pub(crate) control: Outbox,
     pub(crate) tells: Outbox,
@@ -98,10 +101,11 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    pub(crate) fn new(peer: Peer, conn: Connection, limits: &Limits) -> Self {
+    pub(crate) fn new(peer: Peer, origin: Origin, conn: Connection, limits: &Limits) -> Self {
         let budget_units = (limits.ask_bytes / BUDGET_UNIT_BYTES).clamp(1, Semaphore::MAX_PERMITS);
         Self {
             peer,
+            origin,
             conn,
             control: Outbox::new(limits.control_outbox_messages, limits.outbox_bytes),
             tells: Outbox::new(limits.outbox_messages, limits.outbox_bytes),
@@ -129,8 +133,8 @@ impl Link {
         (stats.udp_tx.bytes, stats.udp_rx.bytes)
     }
 
-    /// Sets a monitor; the receiver gets its one `DownReason`. Gives the id to cancel it by.
-    pub(crate) fn monitor(&self, path: &str) -> (u64, oneshot::Receiver<DownReason>) {
+    /// Sets a monitor; the receiver gets its one reason. Gives the id to cancel it by.
+    pub(crate) fn monitor(&self, path: &str) -> (u64, oneshot::Receiver<Exit>) {
         let (sender, receiver) = oneshot::channel();
         let id = self.next_monitor.fetch_add(1, Ordering::Relaxed);
         let frame = encode(Kind::Monitor, &MonitorPath { id, path }, self.frame_bytes);
@@ -157,11 +161,11 @@ impl Link {
     }
 
     /// Tells the peer that what it watches is down.
-    pub(crate) fn report_down(&self, id: u64, reason: &DownReason) {
+    pub(crate) fn report_down(&self, id: u64, reason: &Exit) {
         self.watched.lock().remove(&id);
         let frame = encode(Kind::Down, &(id, reason), self.frame_bytes).or_else(|_| {
             // Only a reason with a text of megabytes does not fit.
-            encode(Kind::Down, &(id, DownReason::Exit("exit reason too long to send".into())), self.frame_bytes)
+            encode(Kind::Down, &(id, Exit::Error("exit reason too long to send".into())), self.frame_bytes)
         });
         if let Ok(frame) = frame {
             let _ = self.control.push_unbounded(&frame);
@@ -174,7 +178,7 @@ impl Link {
         self.tells.close();
         if let Some(held) = self.monitors.lock().take() {
             for sender in held.into_values() {
-                let _ = sender.send(DownReason::NoConnection);
+                let _ = sender.send(Exit::NoConnection);
             }
         }
         let watched = std::mem::take(&mut *self.watched.lock());
@@ -322,7 +326,7 @@ async fn take_frame(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameE
             Ok(())
         }
         (Kind::Down, Lane::Control) => {
-            let (id, reason): (u64, DownReason) = frame.read()?;
+            let (id, reason): (u64, Exit) = frame.read()?;
             let sender = c.link.monitors.lock().as_mut().and_then(|m| m.remove(&id));
             if let Some(sender) = sender {
                 let _ = sender.send(reason);

@@ -13,13 +13,10 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
+use phalanx_actors::Exit;
 use tokio::sync::oneshot;
 
 use crate::{event::NodeName, link::Link};
-
-/// Why the actor at a path ended.
-pub type ExitReason = String;
 
 /// What a [`Monitor`] resolves to.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,29 +25,10 @@ pub struct Down {
     pub node: NodeName,
     /// Path that was watched.
     pub path: String,
-    /// Why it is down.
-    pub reason: DownReason,
-}
-
-/// Why a watched path is down.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum DownReason {
-    /// The actor exposed there exited, or the path is not served any more.
-    Exit(ExitReason),
-    /// The connection to its node was lost (or there was none): what happens there is not known.
-    NoConnection,
-    /// Nothing was served there when the monitor was set.
-    NoProc,
-}
-
-impl fmt::Display for DownReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exit(reason) => write!(f, "exited: {reason}"),
-            Self::NoConnection => f.write_str("connection to its node lost"),
-            Self::NoProc => f.write_str("no such process"),
-        }
-    }
+    /// Why it is down: `NoProc` if nothing was there when the monitor was set, `NoConnection` if the connection to its
+    /// node was lost (what happens there is not known), `Shutdown` if the path is not served any more, and else the exit
+    /// of the actor exposed there.
+    pub reason: Exit,
 }
 
 /// A monitor, set from the moment it is made: a future that resolves exactly once. Dropping it ends the watch.
@@ -58,7 +36,7 @@ impl fmt::Display for DownReason {
 pub struct Monitor {
     pub(crate) node: NodeName,
     pub(crate) path: String,
-    pub(crate) fired: oneshot::Receiver<DownReason>,
+    pub(crate) fired: oneshot::Receiver<Exit>,
     pub(crate) cancel: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -72,7 +50,7 @@ impl Future for Monitor {
             node: self.node.clone(),
             path: self.path.clone(),
             // The sender only goes away unused with the connection.
-            reason: reason.unwrap_or(DownReason::NoConnection),
+            reason: reason.unwrap_or(Exit::NoConnection),
         })
     }
 }
@@ -98,12 +76,12 @@ pub(crate) struct Watcher {
 }
 
 enum Sink {
-    Local(Mutex<Option<oneshot::Sender<DownReason>>>),
+    Local(Mutex<Option<oneshot::Sender<Exit>>>),
     Remote { link: Weak<Link>, id: u64 },
 }
 
 impl Watcher {
-    pub(crate) fn local(sender: oneshot::Sender<DownReason>) -> Self {
+    pub(crate) fn local(sender: oneshot::Sender<Exit>) -> Self {
         Self::new(Sink::Local(Mutex::new(Some(sender))))
     }
 
@@ -116,7 +94,7 @@ impl Watcher {
     }
 
     /// Reports the end; only the first report counts.
-    pub(crate) fn fire(&self, reason: DownReason) {
+    pub(crate) fn fire(&self, reason: Exit) {
         if self.fired.swap(true, Ordering::AcqRel) {
             return;
         }

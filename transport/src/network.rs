@@ -1,8 +1,19 @@
 //! Where packets go: the one place that names a socket. A simulation gives its own [`Network`].
 
-use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Instant};
+use std::{
+    future::Future,
+    io::{self, IoSliceMut},
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
 
-use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime};
+use quinn::{
+    AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller,
+    udp::{RecvMeta, Transmit},
+};
 use tokio::runtime::Handle;
 
 /// Makes the socket that a transport sends and receives packets on.
@@ -42,5 +53,34 @@ impl Runtime for DriverRuntime {
 
     fn now(&self) -> Instant {
         tokio::time::Instant::now().into_std()
+    }
+}
+
+/// Takes the place of the socket of an endpoint that has ended. Handles of the endpoint may live on, in handlers that
+/// hold the transport, and must not keep the address in use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ClosedSocket(pub(crate) SocketAddr);
+
+impl AsyncUdpSocket for ClosedSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(*self)
+    }
+
+    fn try_send(&self, _: &Transmit<'_>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn poll_recv(&self, _: &mut Context<'_>, _: &mut [IoSliceMut<'_>], _: &mut [RecvMeta]) -> Poll<io::Result<usize>> {
+        Poll::Pending
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.0)
+    }
+}
+
+impl UdpPoller for ClosedSocket {
+    fn poll_writable(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
     }
 }

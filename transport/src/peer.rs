@@ -43,6 +43,8 @@ pub(crate) struct SlotState {
     pub(crate) hello_sent: Option<u64>,
     /// Newest incarnation seen.
     pub(crate) newest: Option<u64>,
+    /// The last dial of the peer that we have accepted: incarnation and number.
+    accepted: (u64, u64),
     /// Why there is no link.
     pub(crate) trouble: Option<Trouble>,
     /// Where it last was.
@@ -96,7 +98,12 @@ impl PeerSlot {
     }
 
     pub(crate) fn view(&self, state: &SlotState) -> View {
-        View { newest: state.newest, hello_sent: state.hello_sent.is_some() }
+        View {
+            newest: state.newest,
+            hello_sent: state.hello_sent.is_some(),
+            up: self.link().map(|link| link.origin),
+            accepted: state.accepted,
+        }
     }
 
     /// The link is up, and takes the place of the one before it.
@@ -112,6 +119,9 @@ impl PeerSlot {
             self.lose(state, &old, &LossReason::Replaced, registry, events);
         }
         state.newest = Some(link.peer.incarnation);
+        if !link.origin.dialed_by_us {
+            state.accepted = (link.peer.incarnation, link.origin.dial);
+        }
         // A dial of ours that is still under way has lost.
         state.hello_sent = None;
         state.trouble = None;

@@ -13,11 +13,12 @@ use std::{
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
+use phalanx_actors::Exit;
 use tokio::{runtime::Handle, task::AbortHandle};
 
 use crate::{
     event::Peer,
-    monitor::{DownReason, ExitReason, Watcher},
+    monitor::Watcher,
     stream::{RecvStream, SendStream},
 };
 
@@ -29,6 +30,16 @@ pub(crate) enum Failure {
     NoProc,
     Timeout,
     UnknownMessage,
+}
+
+impl From<phalanx_actors::AskError> for Failure {
+    fn from(error: phalanx_actors::AskError) -> Self {
+        match error {
+            phalanx_actors::AskError::NoProc => Self::NoProc,
+            phalanx_actors::AskError::Timeout => Self::Timeout,
+            other => Self::Failed(other.to_string()),
+        }
+    }
 }
 
 /// How a message came.
@@ -45,7 +56,7 @@ pub(crate) type StreamHandler =
     Arc<dyn Fn(Peer, Bytes, SendStream, RecvStream) -> BoxFuture<'static, ()> + Send + Sync>;
 pub(crate) type DatagramHandler = Arc<dyn Fn(Peer, Bytes) + Send + Sync>;
 /// The end of the incarnation that lives at an exposed path now; `None` when there is none.
-pub(crate) type Life = Arc<dyn Fn() -> Option<BoxFuture<'static, ExitReason>> + Send + Sync>;
+pub(crate) type Life = Arc<dyn Fn() -> Option<BoxFuture<'static, Exit>> + Send + Sync>;
 
 #[derive(Default)]
 pub(crate) struct Registry {
@@ -90,16 +101,28 @@ impl Registry {
     }
 
     /// Ends everything served at the path; its watchers are told.
-    pub(crate) fn unserve(&self, path: &str, reason: ExitReason) {
+    pub(crate) fn unserve(&self, path: &str) {
         let Some(served) = self.paths.lock().remove(path) else {
             return;
         };
         for watch in served.watches.into_values() {
-            watch.watcher.fire(DownReason::Exit(reason.clone()));
+            watch.watcher.fire(Exit::Shutdown);
             if let Some(task) = watch.task {
                 task.abort();
             }
         }
+    }
+
+    /// Forgets everything: handlers may hold the transport that holds them.
+    pub(crate) fn clear(&self) {
+        let paths = std::mem::take(&mut *self.paths.lock());
+        for watch in paths.values().flat_map(|served| served.watches.values()) {
+            if let Some(task) = &watch.task {
+                task.abort();
+            }
+        }
+        // Dropped outside of the lock, with whatever the handlers own.
+        drop(paths);
     }
 
     pub(crate) fn message(&self, path: &str, name: &str, version: u16) -> Result<MessageHandler, Failure> {
@@ -128,7 +151,7 @@ impl Registry {
             let mut paths = self.paths.lock();
             let Some(served) = paths.get_mut(path) else {
                 drop(paths);
-                watcher.fire(DownReason::NoProc);
+                watcher.fire(Exit::NoProc);
                 return None;
             };
             let watch = Watch { watcher: watcher.clone(), task: None };
@@ -141,10 +164,10 @@ impl Registry {
         };
         let Some(end) = life() else {
             self.unwatch(path, id);
-            watcher.fire(DownReason::NoProc);
+            watcher.fire(Exit::NoProc);
             return None;
         };
-        let task = runtime.spawn(async move { watcher.fire(DownReason::Exit(end.await)) });
+        let task = runtime.spawn(async move { watcher.fire(end.await) });
         match self.paths.lock().get_mut(path).and_then(|served| served.watches.get_mut(&id)) {
             Some(watch) => watch.task = Some(task.abort_handle()),
             // Unserved meanwhile, and told so.

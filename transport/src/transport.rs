@@ -1,52 +1,54 @@
 //! The handle that everybody uses: start, peers, ask, tell, streams, datagrams, monitors, faults, close. Cloned freely.
 //! Nothing here blocks; what waits is a future that may run on any tokio runtime.
 
-use std::{future::Future, net::SocketAddr, sync::Arc, thread, time::Duration};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, thread, time::Duration};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use phalanx_actors::{Handler, Message, Named};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, VarInt};
 use rustls::pki_types::CertificateDer;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
-    runtime::Handle,
+    runtime::{Handle, Runtime},
     sync::{broadcast, oneshot, watch},
     task::JoinHandle,
-    time::{Instant, timeout, timeout_at},
+    time::timeout,
 };
 
 use crate::{
+    ask::Request,
     config::{Identity, TransportConfig},
     endpoint::{Node, Parts, Phase, accept_loop, close_links, encode_datagram, server_config},
     error::{AskError, SendError, StartError},
     event::{LossReason, NodeName, Peer, PeerEvent, PeerInfo},
     fault::{FaultTable, Faults},
     fault_socket::FaultSocket,
-    frame::{Ask, EncodeError, Kind, Open, Tell, encode, status},
+    frame::{Kind, Tell, encode},
     hello::Me,
     inbox::Lane,
-    link::{BODY_PRIORITY, CloseCode, Link, MESSAGE_PRIORITY, ReadFrameError, read_reply, tell_job},
+    link::{CloseCode, Link, tell_job},
     monitor::{Monitor, Watcher},
-    network::DriverRuntime,
+    network::{ClosedSocket, DriverRuntime},
     outbox::PushError,
     peer::Counters,
-    registry::{Call, Failure},
-    stream::{self, RecvStream, Resetting, SendStream},
+    registry::{Call, Failure, Outcome},
+    stream::{RecvStream, SendStream},
     tls::{Tls, check_names},
 };
 
 /// Peer events that a slow subscriber may lag behind before it misses some.
 const EVENTS_MAX: usize = 4_096;
 
-/// Longest deadline: what is longer is cut to it, so that arithmetic on instants holds.
-const DEADLINE_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
-
 /// First guess of the round-trip time. QUIC's own third of a second would repeat a lost first packet only after a whole
 /// one, too late for a cluster's failover.
 const INITIAL_RTT: Duration = Duration::from_millis(50);
 
-/// `close` and `abort` give the connections so long to end.
+/// `close` and `abort` give the links so long to report their loss.
 const WIND_DOWN: Duration = Duration::from_secs(1);
+
+/// After that `close` lingers so long, so that a peer which missed the farewell hears it again.
+const LINGER: Duration = Duration::from_millis(100);
 
 /// A message that crosses machines.
 pub trait Remote: Serialize + DeserializeOwned + Send + 'static {
@@ -58,7 +60,8 @@ pub trait Remote: Serialize + DeserializeOwned + Send + 'static {
     type Reply: Serialize + DeserializeOwned + Send + 'static;
 }
 
-/// One node's end of the cluster's network. Cheap to clone. When the last clone is dropped the transport closes.
+/// One node's end of the cluster's network. Cheap to clone. When the last clone is dropped the transport closes; a handler
+/// that holds a clone keeps it open, until [`close`](Self::close) or [`abort`](Self::abort) lets go of the handlers.
 #[derive(Clone, Debug)]
 pub struct Transport {
     node: Arc<Node>,
@@ -87,16 +90,12 @@ impl Transport {
             Some(handle) => handle,
             None => Handle::try_current().map_err(|_| StartError::NoRuntime)?,
         };
-        let own_runtime = match config.driver {
-            Some(_) => None,
+        let (driver, own_runtime) = match config.driver {
+            Some(handle) => (handle, None),
             None => {
-                Some(tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Thread)?)
+                let (handle, runtime) = OwnRuntime::new().map_err(StartError::Thread)?;
+                (handle, Some(runtime))
             }
-        };
-        let driver = match (&own_runtime, config.driver) {
-            (Some(runtime), _) => runtime.handle().clone(),
-            (None, Some(handle)) => handle,
-            (None, None) => return Err(StartError::NoRuntime),
         };
         let faults = Arc::new(FaultTable::default());
         let quic = Arc::new(quic_config(&config.limits, &config.timings));
@@ -131,21 +130,28 @@ impl Transport {
         let (stopped_sender, stopped) = oneshot::channel();
         driver.spawn(accept_loop(node.clone()));
         let main = wind_down(node.clone(), stopping);
+        let end = {
+            let node = node.clone();
+            move || {
+                release_socket(&node.endpoint, local_addr);
+                // Nobody may be waiting.
+                let _ = stopped_sender.send(());
+            }
+        };
         match own_runtime {
             Some(runtime) => {
                 thread::Builder::new()
                     .name("transport".into())
                     .spawn(move || {
-                        runtime.block_on(main);
-                        runtime.shutdown_background();
-                        let _ = stopped_sender.send(());
+                        runtime.run(main);
+                        end();
                     })
                     .map_err(StartError::Thread)?;
             }
             None => {
                 driver.spawn(async move {
                     main.await;
-                    let _ = stopped_sender.send(());
+                    end();
                 });
             }
         }
@@ -271,9 +277,47 @@ impl Transport {
                     let message = rmp_serde::from_slice(&body).map_err(|e| Failure::BadMessage(e.to_string()))?;
                     let reply = f(peer, message).await.map_err(Failure::Failed)?;
                     match call {
-                        Call::Ask { .. } => rmp_serde::to_vec(&reply)
-                            .map_err(|e| Failure::Failed(format!("cannot encode the reply: {e}"))),
+                        Call::Ask { .. } => encode_reply(&reply),
                         Call::Tell => Ok(vec![]),
+                    }
+                })
+            }),
+        );
+    }
+
+    /// Lets peers (and this node) tell and ask `M` to a local actor at `path`, whichever incarnation of it runs. Tells wait
+    /// for room in its mailbox, and so in time for the sender; without an incarnation they are dropped, and an ask is
+    /// [`AskError::NoProc`]. A monitor on `path` reports the exit of the incarnation that ran when it was set. Expose one
+    /// actor for each path; several messages of it are several calls.
+    pub fn expose<A, M>(&self, path: &str, actor: Named<A>)
+    where
+        A: Handler<M>,
+        M: Remote + Message<Reply = <M as Remote>::Reply>,
+    {
+        let living = actor.clone();
+        self.node.registry.set_life(
+            path,
+            Arc::new(move || {
+                let pid = living.resolve()?.pid();
+                Some(Box::pin(async move { pid.exited().await }))
+            }),
+        );
+        self.node.registry.serve(
+            path,
+            (M::NAME, M::VERSION),
+            Arc::new(move |_, body, call| {
+                let actor = actor.clone();
+                Box::pin(async move {
+                    let message: M = rmp_serde::from_slice(&body).map_err(|e| Failure::BadMessage(e.to_string()))?;
+                    match call {
+                        Call::Ask { deadline } => {
+                            let reply = actor.ask_timeout(message, deadline).await.map_err(Failure::from)?;
+                            encode_reply(&reply)
+                        }
+                        Call::Tell => match actor.send(message).await {
+                            Ok(()) => Ok(vec![]),
+                            Err(_) => Err(Failure::NoProc),
+                        },
                     }
                 })
             }),
@@ -299,9 +343,9 @@ impl Transport {
         self.node.registry.serve_datagram(path, Arc::new(f));
     }
 
-    /// Serves nothing at `path` any more; monitors on it fire with `Exit`.
+    /// Serves nothing at `path` any more; monitors on it fire with `Exit::Shutdown`.
     pub fn unserve(&self, path: &str) {
-        self.node.registry.unserve(path, "not served any more".into());
+        self.node.registry.unserve(path);
     }
 
     /// Sends `msg` to `path` on `node` and waits for its answer, for `deadline` at most. Waits for a connection if there
@@ -314,16 +358,9 @@ impl Transport {
         deadline: Duration,
     ) -> impl Future<Output = Result<M::Reply, AskError>> + Send + 'static + use<M> {
         let body = rmp_serde::to_vec(msg).map_err(|e| AskError::Unencodable(e.to_string()));
-        let request = Request {
-            transport: self.clone(),
-            node: node.into(),
-            path: path.into(),
-            name: M::NAME,
-            version: M::VERSION,
-            deadline: Instant::now() + deadline.min(DEADLINE_MAX),
-        };
+        let request = Request::new(&self.node, node, path, (M::NAME, M::VERSION), deadline);
+        let path = path.to_owned();
         async move {
-            let path = request.path.clone();
             let reply = request.run(body?.into()).await?;
             rmp_serde::from_slice(&reply).map_err(|e| AskError::BadReply { path, reason: e.to_string() })
         }
@@ -386,14 +423,7 @@ impl Transport {
         header: Bytes,
     ) -> impl Future<Output = Result<(SendStream, RecvStream), AskError>> + Send + 'static + use<> {
         let within = Duration::from_millis(self.node.timings.open_stream_ms);
-        let request = Request {
-            transport: self.clone(),
-            node: node.into(),
-            path: path.into(),
-            name: "",
-            version: 0,
-            deadline: Instant::now() + within.min(DEADLINE_MAX),
-        };
+        let request = Request::new(&self.node, node, path, ("", 0), within);
         request.open(header)
     }
 
@@ -426,9 +456,9 @@ impl Transport {
         Ok(())
     }
 
-    /// Watches `path` on `node` from now on. The future resolves exactly once: with `NoProc` if nothing is served there,
-    /// with `Exit` when what is served there ends, with `NoConnection` when the connection is lost for any reason or
-    /// there is none now.
+    /// Watches `path` on `node` from now on. The future resolves exactly once: with `Exit::NoProc` if nothing is served
+    /// there (or the exposed actor does not run), with its exit when it ends, with `Exit::NoConnection` when the connection
+    /// is lost for any reason or there is none now.
     pub fn monitor(&self, node: &str, path: &str) -> Monitor {
         let monitor = |fired, cancel| Monitor { node: node.into(), path: path.into(), fired, cancel };
         if self.is_own(node) {
@@ -514,6 +544,10 @@ impl Transport {
     }
 }
 
+fn encode_reply(reply: &impl Serialize) -> Outcome {
+    rmp_serde::to_vec(reply).map_err(|e| Failure::Failed(format!("cannot encode the reply: {e}")))
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         if self.node.is_running() {
@@ -521,6 +555,40 @@ impl Drop for Running {
             close_links(&self.node, CloseCode::Closing, "the node is closing");
         }
         self.stop.send_replace(true);
+    }
+}
+
+/// The runtime of the transport's thread. Tokio's own panics when it is dropped in async code, where `start` may fail.
+struct OwnRuntime(Option<Runtime>);
+
+impl OwnRuntime {
+    fn new() -> io::Result<(Handle, Self)> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        Ok((runtime.handle().clone(), Self(Some(runtime))))
+    }
+
+    /// Runs until the future ends; whatever else runs on it ends then.
+    fn run(mut self, main: impl Future<Output = ()>) {
+        if let Some(runtime) = self.0.take() {
+            runtime.block_on(main);
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Drop for OwnRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Lets go of the socket, even of the copy that an endpoint keeps for packets that are still on their way.
+fn release_socket(endpoint: &Endpoint, addr: SocketAddr) {
+    for _ in 0..2 {
+        // Fails only without a local address.
+        let _ = endpoint.rebind_abstract(Arc::new(ClosedSocket(addr)));
     }
 }
 
@@ -536,8 +604,9 @@ async fn wind_down(node: Arc<Node>, mut stopping: watch::Receiver<bool>) {
     let _ = timeout(WIND_DOWN, links_gone).await;
     node.endpoint.close(VarInt::from_u32(CloseCode::Closing as u32), b"the node is closing");
     if !node.is_dead() {
-        let _ = timeout(WIND_DOWN, node.endpoint.wait_idle()).await;
+        let _ = timeout(LINGER, node.endpoint.wait_idle()).await;
     }
+    node.registry.clear();
 }
 
 fn quic_config(limits: &crate::config::Limits, timings: &crate::config::Timings) -> quinn::TransportConfig {
@@ -560,235 +629,4 @@ fn quic_config(limits: &crate::config::Limits, timings: &crate::config::Timings)
         .datagram_receive_buffer_size(Some(limits.datagram_bytes))
         .datagram_send_buffer_size(limits.datagram_bytes);
     quic
-}
-
-impl From<EncodeError> for SendError {
-    fn from(error: EncodeError) -> Self {
-        match error {
-            EncodeError::TooLarge { bytes, limit } => Self::TooLarge { bytes, limit },
-            EncodeError::Unencodable(reason) => Self::Unencodable(reason),
-        }
-    }
-}
-
-impl From<EncodeError> for AskError {
-    fn from(error: EncodeError) -> Self {
-        match error {
-            EncodeError::TooLarge { bytes, limit } => Self::TooLarge { bytes, limit },
-            EncodeError::Unencodable(reason) => Self::Unencodable(reason),
-        }
-    }
-}
-
-/// One ask or open under way.
-struct Request {
-    transport: Transport,
-    node: String,
-    path: String,
-    name: &'static str,
-    version: u16,
-    deadline: Instant,
-}
-
-impl Request {
-    async fn run(self, body: Bytes) -> Result<Bytes, AskError> {
-        let node = self.transport.node.clone();
-        if !node.is_running() {
-            return Err(AskError::Closed);
-        }
-        let (status, reply) = if self.transport.is_own(&self.node) {
-            self.ask_own(body).await?
-        } else {
-            // Encoded once before there is a connection, for the error's sake.
-            let link = self.link().await?;
-            self.ask_link(&link, &body).await?
-        };
-        self.outcome(status, reply)
-    }
-
-    /// The way of a peer's ask, without the network.
-    async fn ask_own(&self, body: Bytes) -> Result<(u8, Bytes), AskError> {
-        let node = self.transport.node.clone();
-        let frame = encode(Kind::Ask, &self.frame(&body), node.limits.frame_bytes)?;
-        drop(frame);
-        let (path, name, version) = (self.path.clone(), self.name, self.version);
-        let deadline_ms = self.remaining_ms();
-        let runtime = node.handlers.clone();
-        // On the handlers' runtime, as a peer's would be; cancelled with this future.
-        let mut handling = Cancelling(runtime.spawn(async move {
-            let ask = Ask { path: &path, name, version, deadline_ms, body: &body };
-            let mut phase = node.phase.subscribe();
-            tokio::select! {
-                answer = node.answer(node.own_peer(), &ask, body.clone()) => Some(answer),
-                _ = phase.wait_for(|p| *p == Phase::Dead) => None,
-            }
-        }));
-        match timeout_at(self.deadline, &mut handling.0).await {
-            Ok(Ok(Some(answer))) => Ok(answer),
-            Ok(_) => Err(AskError::Closed),
-            Err(_) => Err(self.timed_out()),
-        }
-    }
-
-    async fn ask_link(&self, link: &Arc<Link>, body: &[u8]) -> Result<(u8, Bytes), AskError> {
-        let limits = &self.transport.node.limits;
-        let asking = async {
-            let Ok(_permit) = link.asks.acquire().await else {
-                return Err(self.no_connection());
-            };
-            let frame = encode(Kind::Ask, &self.frame(body), limits.frame_bytes)?;
-            let (send, mut recv) = link.conn.open_bi().await.map_err(|_| self.no_connection())?;
-            let _ = send.set_priority(MESSAGE_PRIORITY);
-            let mut send = Resetting::new(send);
-            self.count_sent();
-            if send.write(frame.into()).await.is_ok() {
-                send.finish();
-            }
-            self.reply(link, &mut recv, limits.frame_bytes).await
-        };
-        timeout_at(self.deadline, asking).await.unwrap_or_else(|_| Err(self.timed_out()))
-    }
-
-    async fn open(self, header: Bytes) -> Result<(SendStream, RecvStream), AskError> {
-        let node = self.transport.node.clone();
-        if !node.is_running() {
-            return Err(AskError::Closed);
-        }
-        let open = Open { path: &self.path, header: &header };
-        let frame = encode(Kind::Open, &open, node.limits.frame_bytes)?;
-        if self.transport.is_own(&self.node) {
-            let handler = node.registry.stream(&self.path).ok_or_else(|| self.no_proc())?;
-            let (near, far) = stream::local();
-            let peer = node.own_peer();
-            node.handlers.spawn(async move {
-                let handled = crate::endpoint::guarded(|| {
-                    let handling = handler(peer, header, far.0, far.1);
-                    async move {
-                        handling.await;
-                        Ok(vec![])
-                    }
-                });
-                // Logged there already.
-                let _ = handled.await;
-            });
-            return Ok(near);
-        }
-        let link = self.link().await?;
-        let opening = async {
-            let permit = link.streams.clone().acquire_owned().await.map_err(|_| self.no_connection())?;
-            let (send, mut recv) = link.conn.open_bi().await.map_err(|_| self.no_connection())?;
-            let mut send = Resetting::new(send);
-            self.count_sent();
-            send.write(frame.into()).await.map_err(|_| self.no_connection())?;
-            let (status, reply) = self.reply(&link, &mut recv, node.limits.frame_bytes).await?;
-            self.outcome(status, reply)?;
-            let send = send.release().ok_or_else(|| self.no_connection())?;
-            let _ = send.set_priority(BODY_PRIORITY);
-            Ok(stream::quic(send, recv, Some(permit)))
-        };
-        timeout_at(self.deadline, opening).await.unwrap_or_else(|_| Err(self.timed_out()))
-    }
-
-    /// The link to the node, waited for until the deadline.
-    async fn link(&self) -> Result<Arc<Link>, AskError> {
-        let node = &self.transport.node;
-        let mut known = node.peers_known.subscribe();
-        let mut phase = node.phase.subscribe();
-        let waiting = async {
-            loop {
-                known.mark_unchanged();
-                if let Some(slot) = node.peer(&self.node) {
-                    let mut links = slot.links();
-                    if let Ok(link) = links.wait_for(Option::is_some).await {
-                        return link.clone();
-                    }
-                }
-                if known.changed().await.is_err() {
-                    return None;
-                }
-            }
-        };
-        let found = tokio::select! {
-            found = timeout_at(self.deadline, waiting) => found,
-            _ = phase.wait_for(|p| *p != Phase::Running) => return Err(AskError::Closed),
-        };
-        if let Ok(Some(link)) = found {
-            return Ok(link);
-        }
-        let trouble = node.peer(&self.node).and_then(|slot| slot.lock().trouble.clone());
-        match trouble {
-            Some(trouble) if trouble.refused => {
-                Err(AskError::Refused { node: self.node.clone(), reason: trouble.reason })
-            }
-            _ => Err(self.no_connection()),
-        }
-    }
-
-    async fn reply(&self, link: &Link, recv: &mut quinn::RecvStream, limit: usize) -> Result<(u8, Bytes), AskError> {
-        let reply = read_reply(recv, limit).await.map_err(|error| match error {
-            ReadFrameError::Frame(error) => AskError::BadReply { path: self.path.clone(), reason: error.to_string() },
-            // Reset by a handler that is past the deadline, or lost with the connection.
-            ReadFrameError::Gone if link.conn.close_reason().is_none() => {
-                AskError::BadReply { path: self.path.clone(), reason: "the stream was broken off".into() }
-            }
-            ReadFrameError::Gone => self.no_connection(),
-        })?;
-        if let Some(slot) = self.transport.node.peer(&self.node) {
-            Counters::add(&slot.counters.received);
-        }
-        Ok(reply)
-    }
-
-    fn outcome(&self, status: u8, body: Bytes) -> Result<Bytes, AskError> {
-        let text = || String::from_utf8_lossy(&body).into_owned();
-        let path = self.path.clone();
-        match status {
-            status::OK => Ok(body),
-            status::NO_PROC => Err(self.no_proc()),
-            status::UNKNOWN_MESSAGE => {
-                Err(AskError::UnknownMessage { path, name: self.name.into(), version: self.version })
-            }
-            status::BAD_MESSAGE => Err(AskError::BadMessage { path, reason: text() }),
-            status::FAILED => Err(AskError::Remote(text())),
-            status::TIMEOUT => Err(self.timed_out()),
-            other => Err(AskError::BadReply { path, reason: format!("unknown status {other}") }),
-        }
-    }
-
-    fn frame<'a>(&'a self, body: &'a [u8]) -> Ask<'a> {
-        Ask { path: &self.path, name: self.name, version: self.version, deadline_ms: self.remaining_ms(), body }
-    }
-
-    fn remaining_ms(&self) -> u64 {
-        let remaining = self.deadline.saturating_duration_since(Instant::now());
-        // Rounded up: the asker's own clock ends the ask, the other side's only frees what is left of it.
-        u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX).saturating_add(1)
-    }
-
-    fn count_sent(&self) {
-        if let Some(slot) = self.transport.node.peer(&self.node) {
-            Counters::add(&slot.counters.sent);
-        }
-    }
-
-    fn no_connection(&self) -> AskError {
-        AskError::NoConnection { node: self.node.clone() }
-    }
-
-    fn no_proc(&self) -> AskError {
-        AskError::NoProc { node: self.node.clone(), path: self.path.clone() }
-    }
-
-    fn timed_out(&self) -> AskError {
-        AskError::Timeout { node: self.node.clone(), path: self.path.clone() }
-    }
-}
-
-/// A task that is aborted when nobody waits for it any more.
-struct Cancelling<T>(JoinHandle<T>);
-
-impl<T> Drop for Cancelling<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use phalanx_transport::{AskError, Remote, SendError, Transport};
 use serde::{Deserialize, Serialize};
 use support::*;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 /// Serves `Number` at `path` into a channel.
 fn collect(transport: &Transport, path: &str) -> mpsc::UnboundedReceiver<u64> {
@@ -200,42 +200,83 @@ async fn echo_owned(a: Transport) -> Result<String, AskError> {
     echo(&a, "b", "echo").await
 }
 
-#[tokio::test]
-async fn a_slow_receiver_fills_the_outbox_and_loses_nothing_of_what_was_taken() {
+/// Nodes whose queues are short and whose full inbox holds up its lane for `inbox_wait_ms`.
+async fn short_queued_pair(inbox_wait_ms: u64) -> (Transport, Transport) {
     let ca = Ca::new();
     let mut config = ca.config("a", 1);
     config.limits.outbox_messages = 100;
     let a = Transport::start(config).expect("starts");
     let mut config = ca.config("b", 1);
     config.limits.inbox_messages = 10;
-    config.timings.inbox_wait_ms = 60_000;
+    config.limits.stream_window_bytes = 4_096;
+    config.timings.inbox_wait_ms = inbox_wait_ms;
     let b = Transport::start(config).expect("starts");
     connect(&a, &b).await;
-    let gate = Arc::new(tokio::sync::Semaphore::new(0));
-    let (sender, mut handled) = mpsc::unbounded_channel();
+    (a, b)
+}
+
+/// Serves `Number` at `path`: each is handled when the gate lets it through.
+fn gated(transport: &Transport, path: &str) -> (Arc<Semaphore>, mpsc::UnboundedReceiver<u64>) {
+    let gate = Arc::new(Semaphore::new(0));
+    let (sender, handled) = mpsc::unbounded_channel();
     let opened = gate.clone();
-    b.serve::<Number, _, _>("slow", move |_, Number(n)| {
+    transport.serve::<Number, _, _>(path, move |_, Number(n)| {
         let (gate, sender) = (opened.clone(), sender.clone());
         async move {
             gate.acquire().await.map_err(|e| e.to_string())?.forget();
             sender.send(n).map_err(|e| e.to_string())
         }
     });
-    // Bytes in flight are taken by QUIC before anything is full, so many are needed.
+    (gate, handled)
+}
+
+#[tokio::test]
+async fn a_slow_receiver_fills_the_senders_outbox_and_nothing_taken_is_lost() {
+    let (a, b) = short_queued_pair(600_000).await;
+    let (gate, mut handled) = gated(&b, "slow");
     let mut taken = 0;
+    let full = SendError::Full { node: "b".into() };
+    // Full for a while, not only until the writer's next turn.
+    let mut refusals = 0;
     within(async {
-        while a.tell("b", "slow", &Number(taken)).is_ok() || taken < 1_000 {
-            taken += 1;
-            if taken % 50 == 0 {
-                tokio::task::yield_now().await;
+        while refusals < 100 {
+            match a.tell("b", "slow", &Number(taken)) {
+                Ok(()) => (taken, refusals) = (taken + 1, 0),
+                Err(error) => {
+                    assert_eq!(error, full);
+                    refusals += 1;
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
             }
         }
     })
     .await;
-    // Only the first are known to be taken: after the first Full, nothing more was counted.
     gate.add_permits(1_000_000);
-    let first = within(handled.recv()).await.expect("open");
-    assert_eq!(first, 0);
+    for n in 0..taken {
+        assert_eq!(within(handled.recv()).await, Some(n));
+    }
+    close(&[&a, &b]).await;
+}
+
+#[tokio::test]
+async fn a_stuck_path_loses_its_tells_after_a_while_and_its_neighbours_go_on() {
+    let (a, b) = short_queued_pair(50).await;
+    let (gate, mut handled) = gated(&b, "stuck");
+    let mut numbers = collect(&b, "numbers");
+    for n in 0..50 {
+        tell_patiently(&a, "b", "stuck", n).await;
+    }
+    tell_patiently(&a, "b", "numbers", 7).await;
+    assert_eq!(within(numbers.recv()).await, Some(7));
+    let dropped = b.peers()[0].dropped_messages;
+    assert!((30..50).contains(&dropped), "{dropped} dropped");
+    // Once there is room, it takes again.
+    gate.add_permits(1_000);
+    for n in 0..50 - dropped {
+        assert_eq!(within(handled.recv()).await, Some(n));
+    }
+    tell_patiently(&a, "b", "stuck", 99).await;
+    assert_eq!(within(handled.recv()).await, Some(99));
     close(&[&a, &b]).await;
 }
 

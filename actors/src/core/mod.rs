@@ -9,6 +9,8 @@
 
 pub(crate) mod backoff;
 pub(crate) mod intensity;
+#[cfg(test)]
+mod model_test;
 pub(crate) mod supervisor;
 #[cfg(test)]
 mod supervisor_test;

@@ -146,7 +146,7 @@ fn restarts() -> impl proptest::strategy::Strategy<Value = Vec<Restart>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4_000))]
+    #![proptest_config(ProptestConfig { cases: 4_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// After any history the supervisor settles: either it has ended and no child lives, or every permanent child is up.
     #[test]
@@ -193,4 +193,92 @@ proptest! {
         }
         prop_assert!(world.exit.is_some());
     }
+}
+
+/// Feeds one event and returns what is to be done, without who and when.
+fn act(core: &mut Supervisor<()>, event: Event<()>) -> Vec<Action<()>> {
+    core.on_event(event, Duration::ZERO)
+}
+
+/// A supervisor whose first children are all up; child `i` has key `i` and incarnation `i + 1`.
+fn up(strategy: Strategy, restarts: &[Restart]) -> Supervisor<()> {
+    let mut core = Supervisor::new(strategy, Some((3, PERIOD)), 1);
+    for (i, restart) in restarts.iter().enumerate() {
+        assert!(core.add(format!("c{i}").into(), policy(*restart), ()));
+    }
+    act(&mut core, Event::Boot);
+    for key in 0..restarts.len() as u64 {
+        act(&mut core, Event::Started { key, inc: key + 1 });
+    }
+    core
+}
+
+#[test]
+fn dynamic_children_are_asked_to_stop_all_at_once() {
+    let mut core = up(Strategy::Dynamic, &[Restart::Permanent; 3]);
+    let asked = act(&mut core, Event::Stop(Exit::Shutdown));
+    let asked: Vec<_> = asked.iter().filter(|a| matches!(a, Action::Stop { .. })).collect();
+    assert_eq!(asked.len(), 3);
+    for key in 0..2 {
+        assert_eq!(
+            act(&mut core, Event::Exited { key, inc: key + 1, exit: Exit::Shutdown }).last(),
+            Some(&Action::Idle { key })
+        );
+    }
+    let last = act(&mut core, Event::Exited { key: 2, inc: 3, exit: Exit::Shutdown });
+    assert_eq!(last.last(), Some(&Action::Exit(Exit::Shutdown)));
+}
+
+#[test]
+fn others_are_asked_to_stop_one_after_the_other() {
+    let mut core = up(Strategy::OneForOne, &[Restart::Permanent; 2]);
+    assert_eq!(act(&mut core, Event::Stop(Exit::Shutdown))[0], Action::Stop { key: 1 });
+    assert!(act(&mut core, Event::Exited { key: 1, inc: 2, exit: Exit::Shutdown }).contains(&Action::Stop { key: 0 }));
+}
+
+#[test]
+fn a_child_that_has_had_its_time_is_killed_and_a_late_timer_is_ignored() {
+    let mut core = up(Strategy::OneForOne, &[Restart::Permanent]);
+    act(&mut core, Event::TerminateChild { id: "c0".into(), asker: 1 });
+    let timeout = Timer::StopTimeout { key: 0, inc: 1 };
+    assert_eq!(act(&mut core, Event::Timer(timeout)), [Action::Kill { key: 0 }]);
+    act(&mut core, Event::Exited { key: 0, inc: 1, exit: Exit::Killed });
+    act(&mut core, Event::RestartChild { id: "c0".into(), asker: 2 });
+    act(&mut core, Event::Started { key: 0, inc: 2 });
+    assert_eq!(act(&mut core, Event::Timer(timeout)), []);
+}
+
+#[test]
+fn a_stop_comes_between_the_tries_of_a_failing_restart() {
+    let mut core = up(Strategy::OneForOne, &[Restart::Permanent]);
+    act(&mut core, Event::Exited { key: 0, inc: 1, exit: Exit::Killed });
+    let failed = act(&mut core, Event::Exited { key: 0, inc: 2, exit: Exit::Error("no".into()) });
+    let retry = Timer::Restart { key: 0, inc: 2 };
+    assert_eq!(failed.last(), Some(&Action::Timer { timer: retry, after: Duration::ZERO }));
+    let stopped = act(&mut core, Event::Stop(Exit::Shutdown));
+    assert_eq!(stopped.last(), Some(&Action::Exit(Exit::Shutdown)));
+    assert_eq!(act(&mut core, Event::Timer(retry)), [], "it is over");
+}
+
+#[test]
+fn two_that_wait_for_the_same_termination_are_both_answered() {
+    let mut core = up(Strategy::OneForOne, &[Restart::Temporary]);
+    act(&mut core, Event::TerminateChild { id: "c0".into(), asker: 1 });
+    act(&mut core, Event::TerminateChild { id: "c0".into(), asker: 2 });
+    let out = act(&mut core, Event::Exited { key: 0, inc: 1, exit: Exit::Shutdown });
+    let replies = out.iter().filter(|a| matches!(a, Action::Reply { result: Ok(0), .. })).count();
+    assert_eq!(replies, 2);
+    assert_eq!(out.last(), Some(&Action::Forget { key: 0, data: () }));
+}
+
+#[test]
+fn a_start_that_is_terminated_meanwhile_answers_both() {
+    let mut core = up(Strategy::Dynamic, &[]);
+    let start = Event::StartChild { id: "x".into(), policy: policy(Restart::Permanent), data: (), asker: 1 };
+    assert_eq!(act(&mut core, start), [Action::Start { key: 0, inc: 1, restart: false }]);
+    let out = act(&mut core, Event::TerminateChild { id: "x".into(), asker: 2 });
+    assert_eq!(out[0], Action::Reply { asker: 1, result: Err(crate::error::ChildError::Stopped) });
+    let out = act(&mut core, Event::Exited { key: 0, inc: 1, exit: Exit::Shutdown });
+    assert_eq!(out[0], Action::Reply { asker: 2, result: Ok(0) });
+    assert_eq!(core.children().count(), 0);
 }

@@ -1,0 +1,76 @@
+//! `phalanx status`: the nodes of the cluster, its leader, their leases.
+
+use clap::Args;
+use comfy_table::{Table, presets};
+use serde_json::Value;
+
+use super::error::{print, println};
+use super::{CliError, Global};
+use crate::cluster::local::LocalCluster;
+
+/// Shows the nodes of the cluster, its leader, and their leases.
+#[derive(Args, Clone, Debug)]
+pub struct StatusArgs {}
+
+/// Runs the command.
+pub async fn run(_: StatusArgs, global: &Global) -> Result<(), CliError> {
+    let cluster = LocalCluster::open(&global.directory()).map_err(CliError::new)?;
+    let status = cluster.status().await;
+    if global.json() {
+        return print(&format!("{}\n", serde_json::to_string_pretty(&status)?));
+    }
+    println(&render(&status))
+}
+
+fn render(status: &Value) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(["NAME", "ROLES", "LEADER", "STATE", "LEASE AGE", "PID", "ADDRESS", "BOOT"]);
+    for node in status["nodes"].as_array().into_iter().flatten() {
+        let text = |key: &str| match &node[key] {
+            Value::String(s) => s.clone(),
+            Value::Null => "-".into(),
+            other => other.to_string(),
+        };
+        let roles: Vec<&str> = node["roles"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let mut state = text("state");
+        if node["fenced"] == true {
+            state.push_str(",Fenced");
+        }
+        if let Some(reason) = node["readOnly"].as_str() {
+            state.push_str(&format!(",ReadOnly ({reason})"));
+        }
+        let age = node["leaseAgeMs"].as_u64().map_or("-".into(), |ms| format!("{ms} ms"));
+        let leader = if node["leader"] == true { "yes".into() } else { String::new() };
+        table.add_row([
+            text("name"),
+            roles.join(","),
+            leader,
+            state,
+            age,
+            text("pid"),
+            text("address"),
+            text("incarnation"),
+        ]);
+    }
+    let lines: Vec<String> = table.lines().map(|line| line.trim().to_owned()).collect();
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_node_that_does_not_answer_is_shown_with_what_is_known() {
+        let text = render(&json!({"nodes": [
+            {"name": "n1", "roles": ["server", "agent"], "leader": true, "state": "Ready", "leaseAgeMs": 12, "pid": 7,
+             "address": "127.0.0.1:1", "incarnation": 3, "fenced": false},
+            {"name": "n2", "roles": ["agent"], "leader": false, "state": "Lost", "leaseAgeMs": 9000, "pid": null},
+        ]}));
+        let words: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
+        assert_eq!(words[1], ["n1", "server,agent", "yes", "Ready", "12", "ms", "7", "127.0.0.1:1", "3"]);
+        assert_eq!(words[2], ["n2", "agent", "Lost", "9000", "ms", "-", "-", "-"]);
+    }
+}

@@ -1,0 +1,259 @@
+//! Peers that send garbage: each loses its own connection, with a reason, and the node lives on.
+
+mod support;
+
+use std::{net::UdpSocket, sync::Arc, time::Duration};
+
+use phalanx_transport::{ALPN, LossReason, PeerEvent, Refusal, Transport, server_name};
+use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, crypto::rustls::QuicClientConfig};
+use support::*;
+
+/// A QUIC client with a valid certificate of node `evil`, and no manners.
+struct Evil {
+    endpoint: Endpoint,
+    conn: Connection,
+}
+
+impl Evil {
+    async fn connect(ca: &Ca, to: &Transport) -> Self {
+        let identity = ca.node("evil");
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(ca.root.clone()).expect("valid");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("supported")
+            .with_root_certificates(roots)
+            .with_client_auth_cert(identity.cert_chain, identity.key)
+            .expect("valid");
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let tls = QuicClientConfig::try_from(tls).expect("usable");
+        let endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).expect("binds");
+        let config = quinn::ClientConfig::new(Arc::new(tls));
+        let name = server_name(CLUSTER, to.node());
+        let connecting = endpoint.connect_with(config, to.local_addr(), &name).expect("valid");
+        let conn = within(connecting).await.expect("the certificate is valid");
+        Self { endpoint, conn }
+    }
+
+    /// Connects and says a proper hello.
+    async fn welcomed(ca: &Ca, to: &Transport) -> (Self, SendStream, RecvStream) {
+        let evil = Self::connect(ca, to).await;
+        let (send, mut recv) = evil.say(&hello(1, 1, CLUSTER, "evil")).await;
+        let mut welcome = [0; 6];
+        within(recv.read_exact(&mut welcome)).await.expect("welcomed");
+        (evil, send, recv)
+    }
+
+    /// Writes these bytes first on a new stream.
+    async fn say(&self, bytes: &[u8]) -> (SendStream, RecvStream) {
+        let (mut send, recv) = self.conn.open_bi().await.expect("open");
+        send.write_all(bytes).await.expect("open");
+        (send, recv)
+    }
+
+    /// The reason with which the node closed the connection.
+    async fn thrown_out(self) -> String {
+        let error = within(self.conn.closed()).await;
+        self.endpoint.close(0u32.into(), b"");
+        match error {
+            ConnectionError::ApplicationClosed(close) => String::from_utf8(close.reason.to_vec()).expect("text"),
+            other => panic!("{other}"),
+        }
+    }
+}
+
+fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = ((payload.len() + 2) as u32).to_be_bytes().to_vec();
+    frame.extend([1, kind]);
+    frame.extend(payload);
+    frame
+}
+
+fn hello(version_min: u8, version_max: u8, cluster: &str, node: &str) -> Vec<u8> {
+    frame(1, &rmp_serde::to_vec(&(version_min, version_max, cluster, node, 1u64, 1u64, (0u64, 0u64))).expect("encodes"))
+}
+
+const FOUR_GIGABYTES: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 1, 6];
+
+/// A node with a decent peer beside the hostile one.
+async fn scene() -> (Ca, Transport, Transport) {
+    let (ca, node, decent) = pair().await;
+    serve_echo(&node, "echo");
+    (ca, node, decent)
+}
+
+async fn lives_on(node: &Transport, decent: &Transport) {
+    assert_eq!(echo(decent, "a", "echo").await, Ok("b: hello".into()));
+    assert!(node.is_connected("b"));
+    close(&[node, decent]).await;
+}
+
+#[tokio::test]
+async fn a_hello_that_is_none_is_refused() {
+    let (ca, node, decent) = scene().await;
+    for (bytes, reason) in [
+        (&FOUR_GIGABYTES[..], "frame of 4294967295 bytes announced, the limit is 4096"),
+        (b"GET / HTTP/1.1\r\n\r\n", "bytes announced"),
+        (&frame(1, b"\xc1\xc1\xc1"), "Hello frame cannot be read"),
+        (&frame(6, &[]), "does not belong here"),
+        (&[0, 0, 0, 2, 77, 1], "frame of version 77"),
+        (&hello(7, 9, CLUSTER, "evil"), "speaks protocol versions 7 to 9, this node 1 to 1"),
+        (&hello(1, 1, "other", "evil"), "belongs to cluster other, this is test"),
+        (&hello(1, 1, CLUSTER, "b"), "calls itself b, expected evil"),
+    ] {
+        let mut events = node.events();
+        let evil = Evil::connect(&ca, &node).await;
+        let _streams = evil.say(bytes).await;
+        let told = evil.thrown_out().await;
+        assert!(told.contains(reason), "{told}");
+        match event(&mut events, |_| true).await {
+            PeerEvent::Refused { node, reason: refusal, .. } => {
+                assert_eq!(node.as_deref(), Some("evil"));
+                assert_eq!(refusal.to_string(), told);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    lives_on(&node, &decent).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_never_says_hello_is_dropped() {
+    let ca = Ca::new();
+    let mut config = ca.config("a", 1);
+    config.timings.connect_timeout_ms = 300;
+    let node = Transport::start(config).expect("starts");
+    let evil = Evil::connect(&ca, &node).await;
+    within(evil.conn.closed()).await;
+    assert_eq!(node.peers(), []);
+    close(&[&node]).await;
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Lane {
+    Control,
+    Tells,
+    Request,
+}
+
+#[tokio::test]
+async fn garbage_on_any_lane_closes_that_connection_with_a_reason() {
+    let (ca, node, decent) = scene().await;
+    let truncated = &frame(6, &[0; 100])[..50];
+    let bad_tell = frame(6, b"\x94garbage");
+    let second_hello = hello(1, 1, CLUSTER, "evil");
+    for lane in [Lane::Control, Lane::Tells, Lane::Request] {
+        for (bytes, reason) in [
+            (&FOUR_GIGABYTES[..], "frame of 4294967295 bytes announced, the limit is 4194304"),
+            (&[0, 0, 0, 0, 1, 6], "too short"),
+            (&[0, 0, 0, 9, 1, 99], "unknown frame kind 99"),
+            (&[0xde; 64], "bytes announced"),
+            (truncated, if matches!(lane, Lane::Request) { "not belong" } else { "ended inside a frame" }),
+            (&bad_tell, if matches!(lane, Lane::Request) { "not belong" } else { "cannot be read" }),
+            (&second_hello, "does not belong here"),
+            (&frame(7, b"\x95"), if matches!(lane, Lane::Request) { "cannot be read" } else { "not belong" }),
+        ] {
+            let mut events = node.events();
+            let (evil, mut control, _recv) = Evil::welcomed(&ca, &node).await;
+            let mut uni;
+            let mut bi;
+            let stream = match lane {
+                Lane::Control => &mut control,
+                Lane::Tells => {
+                    uni = evil.conn.open_uni().await.expect("open");
+                    &mut uni
+                }
+                Lane::Request => {
+                    bi = evil.conn.open_bi().await.expect("open");
+                    &mut bi.0
+                }
+            };
+            stream.write_all(bytes).await.expect("open");
+            stream.finish().expect("open");
+            let told = evil.thrown_out().await;
+            assert!(told.contains(reason), "{lane:?} {bytes:?}: {told}");
+            let lost = event(&mut events, |event| matches!(event, PeerEvent::Down { .. })).await;
+            assert!(
+                matches!(&lost, PeerEvent::Down { reason: LossReason::Protocol(text), .. } if *text == told),
+                "{lost:?}"
+            );
+        }
+    }
+    lives_on(&node, &decent).await;
+}
+
+#[tokio::test]
+async fn a_peer_cannot_open_more_streams_than_it_may() {
+    let (ca, node, decent) = scene().await;
+    let (evil, _send, _recv) = Evil::welcomed(&ca, &node).await;
+    let mut open = vec![];
+    // Half a request each, so that none ends.
+    while let Ok(Ok(stream)) = tokio::time::timeout(Duration::from_millis(500), evil.conn.open_bi()).await {
+        let (mut send, recv) = stream;
+        send.write_all(&[0, 0, 1]).await.expect("open");
+        open.push((send, recv));
+        assert!(open.len() < 2_000);
+    }
+    let _uni = evil.conn.open_uni().await.expect("the first");
+    let second = tokio::time::timeout(Duration::from_millis(100), evil.conn.open_uni()).await;
+    assert!(second.is_err());
+    assert!(node.is_connected("evil"));
+    lives_on(&node, &decent).await;
+}
+
+#[tokio::test]
+async fn udp_garbage_is_ignored() {
+    let (_ca, node, decent) = scene().await;
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("binds");
+    let mut events = node.events();
+    for i in 0..2_000u32 {
+        let len = (i % 1_400) as usize;
+        let mut packet: Vec<u8> = (0..len).map(|j| (i.wrapping_mul(2_654_435_761) >> (j % 24)) as u8).collect();
+        if let (Some(first), 0) = (packet.first_mut(), i % 3) {
+            // Looks like an Initial.
+            *first = 0xc3;
+        }
+        socket.send_to(&packet, node.local_addr()).expect("sends");
+    }
+    assert_eq!(echo(&decent, "a", "echo").await, Ok("b: hello".into()));
+    assert_eq!(events_so_far(&mut events), []);
+    lives_on(&node, &decent).await;
+}
+
+#[tokio::test]
+async fn a_garbage_datagram_is_dropped_and_counted() {
+    let (ca, node, decent) = scene().await;
+    let (evil, _send, _recv) = Evil::welcomed(&ca, &node).await;
+    let dropped = || {
+        let peers = node.peers();
+        peers.iter().find(|peer| &*peer.node == "evil").map_or(0, |peer| peer.dropped_messages)
+    };
+    within(async {
+        while dropped() == 0 {
+            evil.conn.send_datagram(vec![0xde; 40].into()).expect("connected");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert!(node.is_connected("evil"));
+    lives_on(&node, &decent).await;
+}
+
+#[tokio::test]
+async fn a_peer_beyond_the_limit_is_refused() {
+    let ca = Ca::new();
+    let mut config = ca.config("a", 1);
+    config.limits.peers = 1;
+    let node = Transport::start(config).expect("starts");
+    let decent = ca.start("b", 1);
+    connect(&decent, &node).await;
+    serve_echo(&node, "echo");
+    let mut events = node.events();
+    let evil = Evil::connect(&ca, &node).await;
+    let _streams = evil.say(&hello(1, 1, CLUSTER, "evil")).await;
+    assert!(evil.thrown_out().await.contains("more than 1 peers"));
+    let refused = event(&mut events, |_| true).await;
+    assert!(matches!(refused, PeerEvent::Refused { reason: Refusal::TooManyPeers(1), .. }), "{refused:?}");
+    lives_on(&node, &decent).await;
+}
