@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod control;
 pub mod controllers;
 pub mod gateway;
+pub mod node;
 pub mod registry;
 pub mod runtime;
 pub mod scheduler;

@@ -53,7 +53,8 @@ impl Addresses {
             return Some(*known);
         }
         let size = self.network.size();
-        let found = (0..size).map(|step| (self.next + step) % size).find(|n| !self.used.contains(&self.network.nth(*n)))?;
+        let found =
+            (0..size).map(|step| (self.next + step) % size).find(|n| !self.used.contains(&self.network.nth(*n)))?;
         self.next = (found + 1) % size;
         let address = self.network.nth(found);
         self.keep(uid, address);

@@ -91,8 +91,8 @@ impl ProbeState {
             ProbeKind::Readiness => Some(false),
             ProbeKind::Liveness => Some(true),
         });
-        let eager = (kind != ProbeKind::Liveness && verdict != Some(true))
-            .then_some(Duration::from_millis(EAGER_MS_FIRST));
+        let eager =
+            (kind != ProbeKind::Liveness && verdict != Some(true)).then_some(Duration::from_millis(EAGER_MS_FIRST));
         Self { kind, times, verdict, last: None, run: 0, tick: times.initial_delay, eager }
     }
 

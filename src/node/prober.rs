@@ -19,9 +19,19 @@ const ANSWER_BYTES_MAX: usize = 256;
 /// What to do, with names resolved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ProbeAction {
-    Exec { command: Vec<String> },
-    Http { host: String, port: u16, path: String, headers: Vec<(String, String)> },
-    Tcp { host: String, port: u16 },
+    Exec {
+        command: Vec<String>,
+    },
+    Http {
+        host: String,
+        port: u16,
+        path: String,
+        headers: Vec<(String, String)>,
+    },
+    Tcp {
+        host: String,
+        port: u16,
+    },
     Sleep(Duration),
     /// Cannot be done; says why. Always fails.
     Impossible(String),
@@ -144,9 +154,8 @@ async fn within(
 async fn http_get(host: &str, port: u16, path: &str, headers: &[(String, String)]) -> Result<(), String> {
     let url = format!("http://{host}:{port}{path}");
     let failed = |error: &dyn std::fmt::Display| format!("Get {url:?}: {error}");
-    let stream = TcpStream::connect((host, port))
-        .await
-        .map_err(|error| failed(&format!("dial tcp {host}:{port}: {error}")))?;
+    let stream =
+        TcpStream::connect((host, port)).await.map_err(|error| failed(&format!("dial tcp {host}:{port}: {error}")))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
     let mut request = hyper::Request::get(path);
@@ -161,10 +170,8 @@ async fn http_get(host: &str, port: u16, path: &str, headers: &[(String, String)
             request = request.header(name, value);
         }
     }
-    let request = request
-        .header("connection", "close")
-        .body(Empty::<bytes::Bytes>::new())
-        .map_err(|error| failed(&error))?;
+    let request =
+        request.header("connection", "close").body(Empty::<bytes::Bytes>::new()).map_err(|error| failed(&error))?;
     let exchange = async {
         let response = sender.send_request(request).await.map_err(|error| failed(&error))?;
         let status = response.status();
@@ -220,7 +227,10 @@ mod tests {
         };
         assert_eq!(action(json!({"httpGet": {"port": "web", "path": "healthz"}})), http(8080, "/healthz"));
         assert_eq!(action(json!({"httpGet": {"port": 9}})), http(9, "/"));
-        assert_eq!(action(json!({"tcpSocket": {"port": "7", "host": "h"}})), ProbeAction::Tcp { host: "h".into(), port: 7 });
+        assert_eq!(
+            action(json!({"tcpSocket": {"port": "7", "host": "h"}})),
+            ProbeAction::Tcp { host: "h".into(), port: 7 }
+        );
         for wrong in [
             json!({"httpGet": {"port": "nope"}}),
             json!({"httpGet": {"port": 70000}}),

@@ -250,7 +250,10 @@ impl Conditions<'_> {
             .iter()
             .flatten()
             .filter_map(|gate| match set.iter().find(|condition| condition.type_ == gate.condition_type) {
-                None => Some(format!("corresponding condition of pod readiness gate {:?} does not exist.", gate.condition_type)),
+                None => Some(format!(
+                    "corresponding condition of pod readiness gate {:?} does not exist.",
+                    gate.condition_type
+                )),
                 Some(condition) if condition.status != "True" => Some(format!(
                     "the status of pod readiness gate {:?} is not \"True\", but {}",
                     gate.condition_type, condition.status
@@ -289,7 +292,10 @@ fn container_status(spec: &Container, view: &ContainerView) -> ContainerStatus {
         container_id: view.container_id.clone(),
         image_id: image.clone(),
         image,
-        last_state: Some(ContainerState { terminated: view.last.as_ref().map(terminated), ..ContainerState::default() }),
+        last_state: Some(ContainerState {
+            terminated: view.last.as_ref().map(terminated),
+            ..ContainerState::default()
+        }),
         name: spec.name.clone(),
         ready: view.ready,
         restart_count: i32::try_from(view.restart_count).unwrap_or(i32::MAX),
@@ -328,9 +334,8 @@ pub fn qos_class(pod: &Pod) -> &str {
     if let Some(known) = pod.status.as_ref().and_then(|status| status.qos_class.as_deref()) {
         return known;
     }
-    let containers = || {
-        pod.spec.iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()))
-    };
+    let containers =
+        || pod.spec.iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
     let set = |list: Option<&std::collections::BTreeMap<String, _>>| list.is_some_and(|list| !list.is_empty());
     let any = containers()
         .filter_map(|container| container.resources.as_ref())

@@ -164,8 +164,7 @@ fn readiness_gates_hold_the_pod_back_and_foreign_conditions_stay() {
     let closed = status(&pod);
     assert_eq!(condition(&closed, "Ready").reason.as_deref(), Some("ReadinessGatesNotReady"));
     assert_eq!(condition(&closed, "ContainersReady").status, "True");
-    pod.status =
-        serde_json::from_value(json!({"conditions": [{"type": "example.com/lb", "status": "True"}]})).unwrap();
+    pod.status = serde_json::from_value(json!({"conditions": [{"type": "example.com/lb", "status": "True"}]})).unwrap();
     let open = status(&pod);
     assert_eq!(condition(&open, "Ready").status, "True");
     assert_eq!(condition(&open, "example.com/lb").status, "True");
