@@ -202,7 +202,7 @@ fn ordered(key: Option<&str>, items: Vec<Value>, order: &[Value]) -> Vec<Value> 
     };
     let rank = |item: &Value| order.iter().position(|wanted| id(wanted) == id(item));
     let mut named: Vec<(usize, Value)> = Vec::new();
-    let mut others: Vec<(usize, Value)> = Vec::new();
+    let mut others = Vec::new();
     for (at, item) in items.into_iter().enumerate() {
         match rank(&item) {
             Some(rank) => named.push((rank, item)),
