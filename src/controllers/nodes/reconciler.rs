@@ -1,7 +1,6 @@
 //! Drives pods away from nodes with NoExecute taints that they do not tolerate, or tolerate no longer.
 
 use std::collections::{HashMap, HashSet};
-use std::future::Future;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -26,9 +25,12 @@ pub struct Nodes {
     pods: Mutex<Bound>,
     /// When a taint without a time of its own was first seen, by node: it says when a toleration ends. Known to nobody
     /// else, so it starts anew when the controller does, as in Kubernetes.
-    first_seen: Mutex<HashMap<Key, HashMap<(String, Option<String>), Timestamp>>>,
+    first_seen: Mutex<HashMap<Key, FirstSeen>>,
     synced: Synced,
 }
+
+/// By key and value of the taint.
+type FirstSeen = HashMap<(String, Option<String>), Timestamp>;
 
 /// Pods that have a node, by node.
 #[derive(Default)]
@@ -89,12 +91,11 @@ impl Nodes {
                 let mut pods = self.pods.lock();
                 pods.index.deleted(old);
                 let key: Key = key_of(&old.metadata).into();
-                if let Some(node) = node_name(old) {
-                    if !pods.index.contains(&key) {
-                        if let Some(keys) = pods.by_node.get_mut(node) {
-                            keys.remove(&key);
-                        }
-                    }
+                if let Some(node) = node_name(old)
+                    && !pods.index.contains(&key)
+                    && let Some(keys) = pods.by_node.get_mut(node)
+                {
+                    keys.remove(&key);
                 }
             }
             InformerEvent::Resynced => self.synced.mark(1),
@@ -102,7 +103,7 @@ impl Nodes {
     }
 
     /// Remembers when taints were first seen, and forgets those that are gone.
-    fn note_taints(&self, key: &Key, node: &Node, now: Timestamp) -> HashMap<(String, Option<String>), Timestamp> {
+    fn note_taints(&self, key: &Key, node: &Node, now: Timestamp) -> FirstSeen {
         let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
         let present: HashSet<_> = taints.iter().filter(|taint| taint.effect == NO_EXECUTE).map(name_of).collect();
         let mut all = self.first_seen.lock();
@@ -148,32 +149,30 @@ impl Reconciler for Nodes {
         self.nodes.lock().contains(key)
     }
 
-    fn reconcile(self: Arc<Self>, key: Key) -> impl Future<Output = Result<Next, ReconcileError>> + 'static {
-        async move {
-            self.synced.wait().await;
-            let now = Timestamp::now();
-            let Some(node) = self.nodes.lock().get(&key).cloned() else {
-                self.first_seen.lock().remove(&key);
-                return Ok(Next::Gone);
-            };
-            let seen = self.note_taints(&key, &node, now);
-            let on_node = self.pods.lock().on(&key);
-            let since = |taint: &Taint| seen.get(&name_of(taint)).copied().unwrap_or(now);
-            let evictions = core::evictions(&node, &on_node, since, now);
-            if is_lost(&node) {
-                // Also what a leader before us did not come to; nobody is left to stop these in order.
-                let mut going = evictions.now;
-                going.extend(on_node.iter().filter(|pod| is_terminating(pod)).cloned());
-                evict(self.writer.registry(), &going).await;
-            } else {
-                for pod in evictions.now.iter().filter(|pod| is_active(pod)) {
-                    let name = key_of(&pod.metadata);
-                    let message = format!("Marking for deletion Pod {name}");
-                    self.writer.note(&**pod, EventType::Normal, "TaintManagerEviction", &message);
-                    self.writer.delete(&**pod, DeleteOptions::default()).await.map_err(ReconcileError::from)?;
-                }
+    async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, ReconcileError> {
+        self.synced.wait().await;
+        let now = Timestamp::now();
+        let Some(node) = self.nodes.lock().get(&key).cloned() else {
+            self.first_seen.lock().remove(&key);
+            return Ok(Next::Gone);
+        };
+        let seen = self.note_taints(&key, &node, now);
+        let on_node = self.pods.lock().on(&key);
+        let since = |taint: &Taint| seen.get(&name_of(taint)).copied().unwrap_or(now);
+        let evictions = core::evictions(&node, &on_node, since, now);
+        if is_lost(&node) {
+            // Also what a leader before us did not come to; nobody is left to stop these in order.
+            let mut going = evictions.now;
+            going.extend(on_node.iter().filter(|pod| is_terminating(pod)).cloned());
+            evict(self.writer.registry(), &going).await;
+        } else {
+            for pod in evictions.now.iter().filter(|pod| is_active(pod)) {
+                let name = key_of(&pod.metadata);
+                let message = format!("Marking for deletion Pod {name}");
+                self.writer.note(&**pod, EventType::Normal, "TaintManagerEviction", &message);
+                self.writer.delete(&**pod, DeleteOptions::default()).await.map_err(ReconcileError::from)?;
             }
-            Ok(evictions.next_at.map_or(Next::Settled, |at| Next::After(until(at, now))))
         }
+        Ok(evictions.next_at.map_or(Next::Settled, |at| Next::After(until(at, now))))
     }
 }
