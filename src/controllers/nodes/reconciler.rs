@@ -96,6 +96,9 @@ impl Nodes {
                     && let Some(keys) = pods.by_node.get_mut(node)
                 {
                     keys.remove(&key);
+                    if keys.is_empty() {
+                        pods.by_node.remove(node);
+                    }
                 }
             }
             InformerEvent::Resynced => self.synced.mark(1),
