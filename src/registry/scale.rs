@@ -2,7 +2,15 @@
 
 use serde_json::{Value, json};
 
+use super::Registry;
 use crate::api::{Cause, Kind, Object, Status, meta};
+
+impl Registry {
+    /// The `scale` of an object.
+    pub async fn scale(&self, kind: &Kind, namespace: Option<&str>, name: &str) -> Result<Object, Status> {
+        self.get(kind, namespace, name).await.map(|target| of(&target))
+    }
+}
 
 /// The Scale of a Deployment, ReplicaSet or anything else with `spec.replicas` and `spec.selector`.
 pub fn of(target: &Object) -> Object {

@@ -9,7 +9,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 use super::read::parse_resource_version;
 use super::{ListOptions, Registry, codec};
 use crate::api::{FieldSelector, Kind, LabelSelector, Object, Status, meta};
-use crate::store::{Watch, WatchEvent, WatchEventKind, prefix_end};
+use crate::store::{Watch, WatchBatch, WatchEvent, WatchEventKind, prefix_end};
 
 /// How often a watch that nothing happens on tells how far it has come.
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
@@ -140,15 +140,7 @@ impl ObjectWatch {
             tokio::select! {
                 biased;
                 batch = self.watch.next() => match batch {
-                    Some(Ok(batch)) => {
-                        self.told = self.told.max(batch.revision);
-                        for event in batch.events {
-                            match self.tell(&event) {
-                                Ok(event) => self.ready.extend(event),
-                                Err(status) => self.fail(status),
-                            }
-                        }
-                    }
+                    Some(Ok(batch)) => self.take(batch),
                     Some(Err(error)) => self.fail(codec::watch_status(error)),
                     None => self.ended = true,
                 },
@@ -158,6 +150,17 @@ impl ObjectWatch {
                 }
             }
         }
+    }
+
+    /// What can be told without waiting.
+    pub fn try_next(&mut self) -> Option<ObjectEvent> {
+        while self.ready.is_empty() && !self.ended {
+            match self.watch.try_next()? {
+                Ok(batch) => self.take(batch),
+                Err(error) => self.fail(codec::watch_status(error)),
+            }
+        }
+        self.ready.pop_front()
     }
 
     /// A bookmark of where this watch stands; what is still in line is not counted as told.
@@ -172,6 +175,16 @@ impl ObjectWatch {
             "kind": self.kind,
             "metadata": { "resourceVersion": revision.to_string() },
         })
+    }
+
+    fn take(&mut self, batch: WatchBatch) {
+        self.told = self.told.max(batch.revision);
+        for event in batch.events {
+            match self.tell(&event) {
+                Ok(event) => self.ready.extend(event),
+                Err(status) => return self.fail(status),
+            }
+        }
     }
 
     fn fail(&mut self, status: Status) {

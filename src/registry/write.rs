@@ -4,8 +4,9 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::{Registry, WriteOptions, codec, scale};
+use crate::api::decode::conform_object;
 use crate::api::{
-    FieldValidation, Kind, NewObject, Object, Patch, Status, apply_patch, decode, generate_name, meta, prepare_create,
+    FieldValidation, Kind, NewObject, Object, Patch, Status, apply_patch, generate_name, meta, prepare_create,
     prepare_update, set_defaults, validate_create, validate_update,
 };
 use crate::store::{Compare, Consistency, KeyValue, OpResponse, Txn};
@@ -209,7 +210,7 @@ impl Registry {
         let changed = self
             .modify(kind, namespace, name, sub, options, |current| {
                 let next = apply_patch(kind, current, patch)?;
-                let (next, dropped) = self.typed(kind, &next, options.field_validation)?;
+                let (next, dropped) = self.typed(kind, next, options.field_validation)?;
                 warnings = dropped;
                 same_identity(current, &next)?;
                 Ok(next)
@@ -221,7 +222,7 @@ impl Registry {
                 let mut empty = serde_json::json!({"apiVersion": kind.api_version(), "kind": kind.kind});
                 meta::set_text(&mut empty, "name", name);
                 let new = apply_patch(kind, &empty, patch)?;
-                let (mut new, warnings) = self.typed(kind, &new, options.field_validation)?;
+                let (mut new, warnings) = self.typed(kind, new, options.field_validation)?;
                 meta::metadata_mut(&mut new).entry("name").or_insert_with(|| name.into());
                 let object = self.create(kind, Some(namespace), new, options).await?;
                 Ok(Patched { object, created: true, warnings })
@@ -231,14 +232,8 @@ impl Registry {
     }
 
     /// A patched object has passed no decoder yet: check its types as if it had come from outside.
-    fn typed(
-        &self,
-        kind: &Kind,
-        object: &Object,
-        validation: FieldValidation,
-    ) -> Result<(Object, Vec<String>), Status> {
-        let body = serde_json::to_vec(object).map_err(Status::internal)?;
-        let decoded = decode(&self.kinds, None, &body, Some(kind), validation)?;
+    fn typed(&self, kind: &Kind, object: Object, validation: FieldValidation) -> Result<(Object, Vec<String>), Status> {
+        let decoded = conform_object(kind, object, validation)?;
         Ok((decoded.object, decoded.warnings))
     }
 
