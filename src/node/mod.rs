@@ -162,11 +162,6 @@ impl Agent {
     }
 }
 
-/// The supervision tree of an agent (see [`Agent::tree`]).
-pub fn agent_children(agent: &Arc<Agent>) -> SupervisorSpec {
-    agent.tree()
-}
-
 /// The pauses between tries of something that concerns another machine: 50 ms, doubling to 5 s.
 #[derive(Debug, Default)]
 pub(crate) struct Retry {

@@ -107,7 +107,7 @@ impl ProbeAction {
             Self::Tcp { host, port } => {
                 let connect = async {
                     let stream = TcpStream::connect((&**host, *port)).await;
-                    stream.map(drop).map_err(|error| format!("dial tcp {host}:{port}: {error}"))
+                    stream.map(drop).map_err(|error| dial_failed(host, *port, &error))
                 };
                 within(timeout, connect, || format!("dial tcp {host}:{port}: i/o timeout")).await
             }
@@ -142,6 +142,14 @@ fn host(asked: Option<&String>, pod_ip: Option<IpAddr>) -> String {
     }
 }
 
+/// In Go's words, for which people search.
+fn dial_failed(host: &str, port: u16, error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::ConnectionRefused => format!("dial tcp {host}:{port}: connect: connection refused"),
+        _ => format!("dial tcp {host}:{port}: {error}"),
+    }
+}
+
 async fn within(
     timeout: Duration,
     action: impl Future<Output = Result<(), String>>,
@@ -154,8 +162,7 @@ async fn within(
 async fn http_get(host: &str, port: u16, path: &str, headers: &[(String, String)]) -> Result<(), String> {
     let url = format!("http://{host}:{port}{path}");
     let failed = |error: &dyn std::fmt::Display| format!("Get {url:?}: {error}");
-    let stream =
-        TcpStream::connect((host, port)).await.map_err(|error| failed(&format!("dial tcp {host}:{port}: {error}")))?;
+    let stream = TcpStream::connect((host, port)).await.map_err(|error| failed(&dial_failed(host, port, &error)))?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
     let mut request = hyper::Request::get(path);

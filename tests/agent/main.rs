@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use phalanx::node::logs::LogRequest;
-use phalanx::node::{Agent, AgentConfig, CrashLoopTimes, PodActor, PodNetwork, agent_children};
+use phalanx::node::{Agent, AgentConfig, CrashLoopTimes, PodActor, PodNetwork};
 use phalanx::runtime::process::{ProcessRuntime, kill_node_processes, procfs, protocol};
 use phalanx::runtime::task::{TaskContext, TaskRegistry, TaskRuntime};
 use phalanx::runtime::{Runtimes, sim::SimRuntime};
@@ -53,7 +53,7 @@ impl Node {
         };
         let agent = Agent::new(config, runtimes, self.control.clone()).unwrap();
         let system = System::builder("n1").build().unwrap();
-        system.start(agent_children(&agent)).await.unwrap();
+        system.start(agent.tree()).await.unwrap();
         self.running = Some((system, agent));
     }
 
