@@ -8,17 +8,21 @@
 pub mod agent;
 pub mod api_resources;
 pub mod apply;
+pub mod bench;
 pub mod chaos;
 pub mod client;
 pub mod columns;
 pub mod cordon;
 pub mod create;
 pub mod delete;
+pub mod demo;
+pub mod demo_server;
 pub mod describe;
 pub mod discovery;
 pub mod down;
 pub mod error;
 pub mod events;
+pub mod failover;
 pub mod get;
 pub mod global;
 pub mod kubeconfig;
@@ -54,6 +58,7 @@ pub use global::{Global, Output};
     disable_help_subcommand = false,
     max_term_width = 110,
     after_help = "Examples:
+  phalanx demo                           see a cluster of five nodes heal itself, in a minute
   phalanx up --nodes 5 --servers 3       a cluster on this machine; Ctrl-C stops it
   phalanx apply -f web.yaml              create or change what a manifest says
   phalanx get pods -o wide -w            what runs where, as it changes
@@ -74,6 +79,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Shows a cluster that heals itself: starts five nodes, kills one, kills the leader, measures
+    Demo(demo::DemoArgs),
     /// Starts a whole cluster of separate processes on this machine
     Up(up::UpArgs),
     /// Stops the cluster that `up` started, with everything it runs
@@ -124,6 +131,8 @@ pub enum Command {
     /// Prints the versions of this program and of the server
     Version(version::VersionArgs),
 
+    /// Measures how fast a cluster recovers
+    Bench(bench::BenchArgs),
     /// Prints the completion script of a shell
     #[command(after_help = "Examples:
   phalanx completions bash > ~/.local/share/bash-completion/completions/phalanx
@@ -133,6 +142,8 @@ pub enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
+    /// Serves HTTP: the small service of the demo
+    DemoServer(demo_server::DemoServerArgs),
 }
 
 /// What a command needs around it.
@@ -141,12 +152,15 @@ enum Setting {
     Member,
     /// Threads; quiet unless asked.
     Client,
+    /// As small as can be.
+    Small,
 }
 
 impl Command {
     fn setting(&self) -> Setting {
         match self {
             Self::Server(_) | Self::Agent(_) => Setting::Member,
+            Self::DemoServer(_) => Setting::Small,
             _ => Setting::Client,
         }
     }
@@ -167,6 +181,7 @@ pub fn main() -> ExitCode {
     // Fails when a provider is installed already, which serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = match setting {
+        Setting::Small => tokio::runtime::Builder::new_current_thread(),
         Setting::Member | Setting::Client => tokio::runtime::Builder::new_multi_thread(),
     };
     let runtime = match builder.enable_all().build() {
@@ -184,6 +199,7 @@ pub fn main() -> ExitCode {
 async fn dispatch(cli: Cli) -> Result<(), CliError> {
     let global = &cli.global;
     match cli.command {
+        Command::Demo(args) => demo::run(args, global).await,
         Command::Up(args) => up::run(args, global).await,
         Command::Down(args) => down::run(args, global).await,
         Command::Status(args) => status::run(args, global).await,
@@ -208,11 +224,13 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Uncordon(args) => cordon::run(args, false, global).await,
         Command::ApiResources(args) => api_resources::run(args, global).await,
         Command::Version(args) => version::run(args, global).await,
+        Command::Bench(args) => bench::run(args, global).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "phalanx", &mut script);
             error::print(&String::from_utf8_lossy(&script))
         }
+        Command::DemoServer(args) => demo_server::run(args).await,
     }
 }
 
@@ -222,8 +240,8 @@ fn trace(setting: &Setting, verbose: u8) {
     let usual = match (setting, verbose) {
         (Setting::Member, 0) => "info,openraft=error",
         (Setting::Member, 1) => "info,openraft=warn,phalanx=debug,phalanx_actors=debug,phalanx_transport=debug",
-        (Setting::Client, 0) => "off",
-        (Setting::Client, 1) => "warn,phalanx=info",
+        (Setting::Client | Setting::Small, 0) => "off",
+        (Setting::Client | Setting::Small, 1) => "warn,phalanx=info",
         _ => "debug",
     };
     let filter = match std::env::var("PHALANX_LOG") {
