@@ -90,8 +90,8 @@ impl Walk {
                 Value::Number(n) if is_int32(n) => Ok(()),
                 other => Err(at.mismatch(other, "intstr.IntOrString")),
             },
-            Form::Time => time(value, at, "v1.Time", |t| meta::time(t)),
-            Form::MicroTime => time(value, at, "v1.MicroTime", |t| meta::micro_time(t)),
+            Form::Time => time(value, at, "v1.Time", meta::time),
+            Form::MicroTime => time(value, at, "v1.MicroTime", meta::micro_time),
             Form::Object => match value {
                 Value::Object(map) => self.fields(ty, map, at),
                 other => Err(at.mismatch(other, ty.go_name())),

@@ -1,5 +1,6 @@
 //! Messages are encoded here by hand: field by field, as Go's generated code writes them.
 
+use base64::Engine as _;
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -207,6 +208,33 @@ fn what_is_no_message_is_refused() {
     let kinds = Kinds::builtin();
     let nobody = decode(&kinds, PROTOBUF, &envelope("x/v1", "Nope", &[]), None, FieldValidation::Strict);
     assert_eq!(nobody.map_err(|status| status.code), Err(415));
+}
+
+/// What kubectl 1.33 sends for `create deployment web --image=nginx:1.27 --replicas=3 --port=80 -- sleep 5`.
+const KUBECTL_DEPLOYMENT: &str = "azhzAAoVCgdhcHBzL3YxEgpEZXBsb3ltZW50EscBCh8KA3dlYhIAGgAiACoAMgA4AEIAWgoKA2FwcBIDd2ViEpUBCAMSDAoKCgNhcHASA3dlYhp7ChwKABIAGgAiACoAMgA4AEIAWgoKA2FwcBIDd2ViElsSPQoFbmdpbngSCm5naW54OjEuMjcaBXNsZWVwGgE1KgAyCgoAEAAYUCIAKgBCAGoAcgCAAQCIAQCQAQCiAQAaADIAQgBKAFIAWABgAGgAggEAigEAmgEAwgEAIgIKACgAOAAaDAgAEAAYACAAKAA4ABoAIgA=";
+/// `create deployment zero --image=nginx --replicas=0`.
+const KUBECTL_DEPLOYMENT_ZERO: &str = "azhzAAoVCgdhcHBzL3YxEgpEZXBsb3ltZW50Eq8BCiEKBHplcm8SABoAIgAqADIAOABCAFoLCgNhcHASBHplcm8SfAgAEg0KCwoDYXBwEgR6ZXJvGmEKHQoAEgAaACIAKgAyADgAQgBaCwoDYXBwEgR6ZXJvEkASIgoFbmdpbngSBW5naW54KgBCAGoAcgCAAQCIAQCQAQCiAQAaADIAQgBKAFIAWABgAGgAggEAigEAmgEAwgEAIgIKACgAOAAaDAgAEAAYACAAKAA4ABoAIgA=";
+/// `create configmap c1 --from-literal=a=b --from-literal=e=`.
+const KUBECTL_CONFIG_MAP: &str = "azhzAAoPCgJ2MRIJQ29uZmlnTWFwEiMKEgoCYzESABoAIgAqADIAOABCABIGCgFhEgFiEgUKAWUSABoAIgA=";
+/// `create secret generic s1 --from-literal=k=v`.
+const KUBECTL_SECRET: &str = "azhzAAoMCgJ2MRIGU2VjcmV0Eh4KEgoCczESABoAIgAqADIAOABCABIGCgFrEgF2GgAaACIA";
+
+#[test]
+fn what_kubectl_sends_decodes() {
+    let read = |kind: &str, body: &str| {
+        let body = base64::engine::general_purpose::STANDARD.decode(body).expect("base64");
+        decoded(kind, &body).expect("decodes")
+    };
+    let container = json!({"name": "nginx", "image": "nginx:1.27", "command": ["sleep", "5"], "ports": [{"containerPort": 80}], "resources": {}});
+    assert_eq!(
+        read("Deployment", KUBECTL_DEPLOYMENT),
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "labels": {"app": "web"}},
+            "spec": {"replicas": 3, "selector": {"matchLabels": {"app": "web"}}, "strategy": {},
+                "template": {"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [container]}}}, "status": {}})
+    );
+    assert_eq!(read("Deployment", KUBECTL_DEPLOYMENT_ZERO)["spec"]["replicas"], 0);
+    assert_eq!(read("ConfigMap", KUBECTL_CONFIG_MAP)["data"], json!({"a": "b", "e": ""}));
+    assert_eq!(read("Secret", KUBECTL_SECRET)["data"], json!({"k": "dg=="}));
 }
 
 proptest! {

@@ -83,8 +83,8 @@ impl Membership {
             compares: vec![Compare::Exists { key: CLUSTER_KEY.into() }],
             success: vec![],
             failure: vec![
-                Op::Put { key: CLUSTER_KEY.into(), value: json(cluster).into() },
-                Op::Put { key: member_key(&first.name), value: json(first).into() },
+                Op::Put { key: CLUSTER_KEY.into(), value: json(cluster) },
+                Op::Put { key: member_key(&first.name), value: json(first) },
             ],
         };
         self.store.txn(txn).await?;
@@ -161,8 +161,8 @@ impl Membership {
                     Compare::Absent { key: key.clone() },
                 ],
                 success: vec![
-                    Op::Put { key: CLUSTER_KEY.into(), value: json(&cluster).into() },
-                    Op::Put { key: key.clone(), value: json(&member).into() },
+                    Op::Put { key: CLUSTER_KEY.into(), value: json(&cluster) },
+                    Op::Put { key: key.clone(), value: json(&member) },
                 ],
                 failure: vec![Op::Get { key }],
             };

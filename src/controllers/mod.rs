@@ -82,3 +82,6 @@ pub fn control_children(deps: &ControlDeps) -> (Vec<ChildSpec>, Watches) {
     });
     (vec![scheduler, controllers], watches)
 }
+
+#[cfg(test)]
+mod control_test;

@@ -42,9 +42,7 @@ pub fn selects(selector: &LabelSelector, labels: Option<&Labels>) -> bool {
     wanted.all(|(key, value)| labels.get(key) == Some(value))
         && expressions.iter().all(|expression| {
             let actual = labels.get(&expression.key);
-            let listed = |value: &String| {
-                expression.values.as_deref().unwrap_or_default().contains(value)
-            };
+            let listed = |value: &String| expression.values.as_deref().unwrap_or_default().contains(value);
             match expression.operator.as_str() {
                 "In" => actual.is_some_and(listed),
                 "NotIn" => !actual.is_some_and(listed),
@@ -128,7 +126,8 @@ mod tests {
         let owner = meta(json!({"uid": "o"}));
         let dying = meta(json!({"uid": "o", "deletionTimestamp": "2026-01-01T00:00:00Z"}));
         let selector = selector(json!({"matchLabels": {"app": "x"}}));
-        let reference = |uid: &str| json!([{"apiVersion": "v1", "kind": "K", "name": "n", "uid": uid, "controller": true}]);
+        let reference =
+            |uid: &str| json!([{"apiVersion": "v1", "kind": "K", "name": "n", "uid": uid, "controller": true}]);
         let selected = json!({"app": "x"});
         let mine = meta(json!({"labels": selected, "ownerReferences": reference("o")}));
         let relabelled = meta(json!({"labels": {"app": "y"}, "ownerReferences": reference("o")}));

@@ -110,11 +110,7 @@ fn goes_before(a: &Pod, rank_a: usize, b: &Pod, rank_b: usize) -> Ordering {
         .then_with(|| cost(a).cmp(&cost(b)))
         .then_with(|| rank_b.cmp(&rank_a))
         .then_with(|| {
-            if is_ready(a) && is_ready(b) {
-                younger_first(ready_since(a), ready_since(b))
-            } else {
-                Ordering::Equal
-            }
+            if is_ready(a) && is_ready(b) { younger_first(ready_since(a), ready_since(b)) } else { Ordering::Equal }
         })
         .then_with(|| restarts(b).cmp(&restarts(a)))
         .then_with(|| younger_first(created(a), created(b)))
@@ -154,9 +150,7 @@ mod tests {
     #[test]
     fn each_rule_of_the_order_decides_when_all_before_it_are_equal() {
         let plain = pod("plain", &[]);
-        let status = |restarts: i32| {
-            json!([{"name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": restarts}])
-        };
+        let status = |restarts: i32| json!([{"name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": restarts}]);
         let rules = [
             pod("unassigned", &[("/spec/nodeName", Value::Null)]),
             pod("pending", &[("/status/phase", json!("Pending"))]),
@@ -168,8 +162,7 @@ mod tests {
         ];
         for pair in rules.windows(2) {
             let pods = [pair[1].clone(), plain.clone(), pair[0].clone()];
-            let order: Vec<_> =
-                to_delete(&pods, &[], 3).iter().map(|pod| pod.metadata.name.clone().unwrap()).collect();
+            let order: Vec<_> = to_delete(&pods, &[], 3).iter().map(|pod| pod.metadata.name.clone().unwrap()).collect();
             let expected = [&pair[0], &pair[1], &plain].map(|pod| pod.metadata.name.clone().unwrap());
             assert_eq!(order, expected);
         }

@@ -84,10 +84,7 @@ pub enum ReconcileError {
 }
 
 /// A kind actor as a child of `controllers`. `make` is run for each of its incarnations.
-pub fn kind_child<R: Reconciler>(
-    make: impl Fn() -> R + Send + Sync + 'static,
-    fault: Option<Fault>,
-) -> ChildSpec {
+pub fn kind_child<R: Reconciler>(make: impl Fn() -> R + Send + Sync + 'static, fault: Option<Fault>) -> ChildSpec {
     ChildSpec::actor(R::NAME, move || KindActor {
         reconciler: Arc::new(make()),
         fault: fault.clone(),
@@ -307,7 +304,6 @@ fn id_of(key: &str) -> String {
 fn retry_after(failures: u32) -> Duration {
     RETRY_INITIAL.saturating_mul(1 << failures.min(20)).min(RETRY_MAX)
 }
-
 
 #[cfg(test)]
 #[path = "reconcile_test.rs"]

@@ -13,6 +13,9 @@ use super::respond;
 use crate::api::discovery::{self, Aggregated};
 use crate::api::{Kinds, Reason, Status, openapi};
 
+/// The key of the OpenAPI index among the documents.
+const INDEX: &str = "";
+
 /// OpenAPI documents, rendered once; there is one for each served group and version.
 #[derive(Default)]
 pub struct Documents {
@@ -46,10 +49,12 @@ pub fn answer(
         ["apis", group] => return Some(found(discovery::api_group(kinds, group))),
         ["api", version] => return Some(found(discovery::api_resource_list(kinds, "", version))),
         ["apis", group, version] => return Some(found(discovery::api_resource_list(kinds, group, version))),
-        ["openapi", "v3"] => Some(openapi::index(kinds)),
-        ["openapi", "v3", rest @ ..] => return Some(document(documents, kinds, &rest.join("/"), query, headers)),
-        // The old format is protobuf for kubectl and not served; 406 is what clients take as "not here".
-        ["openapi", "v2"] => return Some(respond::status(&no_openapi_v2())),
+        ["openapi", "v3"] => return Some(document(documents, INDEX, || Some(openapi::index(kinds)), query, headers)),
+        ["openapi", "v3", rest @ ..] => {
+            let path = rest.join("/");
+            return Some(document(documents, &path, || openapi::document(kinds, &path), query, headers));
+        }
+        ["openapi", "v2"] => return Some(openapi_v2(headers)),
         _ => None,
     };
     found.map(|value| respond::value(200, Encoding::Json, &value))
@@ -62,14 +67,28 @@ fn found(value: Option<Value>) -> Response {
     }
 }
 
-fn no_openapi_v2() -> Status {
-    Status {
+/// What kubectl asks for when OpenAPI v3 does not describe a kind.
+const OPENAPI_V2_PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+/// `Document { swagger: "2.0", info: Info { title: "Phalanx", version: "v1" } }`, in protobuf.
+const OPENAPI_V2_EMPTY: &[u8] = b"\x0a\x032.0\x12\x0d\x0a\x07Phalanx\x12\x02v1";
+
+/// The old format describes nothing here, and says so: kubectl then skips its own validation and tells which kind is unknown,
+/// where a refusal would make it speak of content types. Whoever wants it as JSON is refused and takes v3.
+fn openapi_v2(headers: &HeaderMap) -> Response {
+    if clauses(accept(headers)).any(|clause| clause.media_type == OPENAPI_V2_PROTOBUF) {
+        return respond::of(
+            200,
+            "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+            Bytes::from_static(OPENAPI_V2_EMPTY),
+        );
+    }
+    respond::status(&Status {
         success: false,
         message: "OpenAPI v2 is not served; use /openapi/v3".to_owned(),
         reason: Some(Reason::NotAcceptable),
         details: None,
         code: 406,
-    }
+    })
 }
 
 /// Whether the client asks for all groups in one document, and in which version of the format.
@@ -89,11 +108,7 @@ fn aggregated(headers: &HeaderMap) -> Option<Aggregated> {
 }
 
 fn aggregate(kinds: &Kinds, core: bool, format: Aggregated, headers: &HeaderMap) -> Response {
-    let media_type = match format {
-        Aggregated::V2 => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
-        Aggregated::V2Beta1 => "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
-    };
-    tagged(&discovery::aggregated(kinds, core, format), media_type, headers)
+    tagged(&discovery::aggregated(kinds, core, format), format.media_type(), headers)
 }
 
 fn tagged(value: &Value, media_type: &'static str, headers: &HeaderMap) -> Response {
@@ -122,12 +137,19 @@ fn with_etag(body: Bytes, media_type: &'static str, headers: &HeaderMap) -> Resp
     response
 }
 
-fn document(documents: &Documents, kinds: &Kinds, path: &str, query: &Query, headers: &HeaderMap) -> Response {
+/// A document that is rendered once; asked for under `hash`, it may be kept for ever.
+fn document(
+    documents: &Documents,
+    path: &str,
+    render: impl FnOnce() -> Option<Value>,
+    query: &Query,
+    headers: &HeaderMap,
+) -> Response {
     let known = documents.openapi.lock().get(path).cloned();
     let body = match known {
         Some(body) => body,
         None => {
-            let Some(document) = openapi::document(kinds, path) else { return respond::page_not_found() };
+            let Some(document) = render() else { return respond::page_not_found() };
             let Ok(body) = serde_json::to_vec(&document) else {
                 return respond::status(&Status::internal("the OpenAPI document cannot be rendered"));
             };

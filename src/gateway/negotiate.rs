@@ -77,11 +77,8 @@ pub fn form(headers: &HeaderMap, query: &Query) -> Result<Form, Status> {
     let mut form = Form {
         view: View::Whole,
         encoding: Encoding::Json,
-        include: match query.text("includeObject") {
-            "None" => IncludeObject::None,
-            "Object" => IncludeObject::Object,
-            _ => IncludeObject::Metadata,
-        },
+        include: IncludeObject::parse(query.text("includeObject"))
+            .ok_or_else(|| Status::bad_request("includeObject: must be None, Metadata or Object"))?,
         now: jiff::Timestamp::now(),
     };
     let accept = accept(headers);

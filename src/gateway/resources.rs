@@ -12,8 +12,28 @@ use super::routes::Gate;
 use crate::api::decode::{decode_as, decode_delete_options};
 use crate::api::table::ListMeta;
 use crate::api::validate::not_supported;
-use crate::api::{Cause, Decoded, FieldValidation, Object, Patch, Status, decode, meta, parse_patch};
+use crate::api::{Cause, Decoded, FieldValidation, Object, Patch, Reason, Status, decode, meta, parse_patch};
 use crate::registry::{Binding, DeleteOptions, Deleted, Propagation};
+
+/// Media types that are a patch of some kind, whether or not this resource takes it.
+const PATCHES: &[&str] = &[
+    "application/json-patch+json",
+    "application/merge-patch+json",
+    "application/strategic-merge-patch+json",
+    "application/apply-patch+yaml",
+    "application/apply-patch+cbor",
+];
+
+/// 415 in the words of Kubernetes' patch handler.
+fn unsupported_patch() -> Status {
+    Status {
+        success: false,
+        message: "415: Unsupported Media Type".to_owned(),
+        reason: Some(Reason::UnsupportedMediaType),
+        details: Some(Box::default()),
+        code: 415,
+    }
+}
 
 pub async fn serve(
     gate: &Gate,
@@ -130,6 +150,9 @@ async fn patch(
     let options = request::write_options(query)?;
     let body = request::body(body).await?;
     let media_type = media_type(headers).unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    if !PATCHES.contains(&media_type) {
+        return Err(unsupported_patch());
+    }
     let patch = parse_patch(media_type, &body)?;
     if matches!(patch, Patch::Apply(_)) && options.field_manager.is_none() {
         let cause = Cause {

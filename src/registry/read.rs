@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::alphabet::URL_SAFE;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::{Deserialize, Serialize};
 
 use super::{Registry, codec};
@@ -15,6 +16,15 @@ const FUTURE_REVISION_WAIT: Duration = Duration::from_secs(3);
 const FUTURE_REVISION_POLL: Duration = Duration::from_millis(10);
 /// Keys read at a time when a selector has to find the objects of a page.
 const SELECT_CHUNK_KEYS: usize = 500;
+
+/// How continue tokens are written: as Go does it, which does not mind bits behind the end.
+const TOKEN: GeneralPurpose = GeneralPurpose::new(
+    &URL_SAFE,
+    GeneralPurposeConfig::new()
+        .with_encode_padding(false)
+        .with_decode_padding_mode(DecodePaddingMode::Indifferent)
+        .with_decode_allow_trailing_bits(true),
+);
 
 /// The `resourceVersionMatch` parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -246,9 +256,7 @@ fn invalid_continue(why: &str) -> Status {
 }
 
 fn parse_continue(token: &str) -> Result<ContinueToken, Status> {
-    let bytes = URL_SAFE_NO_PAD
-        .decode(token.trim_end_matches('='))
-        .map_err(|e| invalid_continue(&format!("continue key is not valid: {e}")))?;
+    let bytes = TOKEN.decode(token).map_err(|e| invalid_continue(&format!("continue key is not valid: {e}")))?;
     let parsed: ContinueToken = serde_json::from_slice(&bytes).map_err(|e| {
         let why = match bytes.first() {
             Some(first) if *first != b'{' => {
@@ -269,5 +277,5 @@ fn parse_continue(token: &str) -> Result<ContinueToken, Status> {
 fn render_continue(rv: u64, start: String) -> Result<String, Status> {
     let token = ContinueToken { v: CONTINUE_VERSION.to_owned(), rv, start };
     let json = serde_json::to_vec(&token).map_err(Status::internal)?;
-    Ok(URL_SAFE_NO_PAD.encode(json))
+    Ok(TOKEN.encode(json))
 }

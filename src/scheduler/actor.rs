@@ -245,7 +245,8 @@ impl Scheduler {
             self.reports.writing.insert(Arc::clone(&uid));
             let registry = self.deps.registry.clone();
             let write = async move {
-                let options = WriteOptions { field_manager: Some(SCHEDULER_NAME.to_owned()), ..WriteOptions::default() };
+                let options =
+                    WriteOptions { field_manager: Some(SCHEDULER_NAME.to_owned()), ..WriteOptions::default() };
                 registry.api::<Pod>().update_status(&update, &options).await
             };
             ctx.pipe(write, move |scheduler, written, ctx| {
@@ -270,7 +271,8 @@ impl Scheduler {
         }
         let Some(at_ms) = self.queue.next_ms() else { return };
         let delay = Duration::from_millis(at_ms.saturating_sub(self.now_ms()));
-        self.timer = Some(ctx.pipe(tokio::time::sleep(delay), |scheduler: &mut Scheduler, (), ctx| scheduler.work(ctx)));
+        self.timer =
+            Some(ctx.pipe(tokio::time::sleep(delay), |scheduler: &mut Scheduler, (), ctx| scheduler.work(ctx)));
     }
 }
 

@@ -154,6 +154,11 @@ impl Server {
         self.connect(Some(&self.admin()), "http/1.1").await.unwrap()
     }
 
+    /// Takes the store away from under the gateway.
+    pub async fn stop_store(&self) {
+        self.store.shutdown().await;
+    }
+
     pub async fn end(self) {
         self.gateway.shutdown().await;
         self.store.shutdown().await;

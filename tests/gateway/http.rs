@@ -119,6 +119,13 @@ async fn errors_are_kubernetes_own() {
             "invalid resource version: resourceVersion: Invalid value: \"abc\": strconv.ParseUint: parsing \"abc\": invalid syntax",
         ),
         (
+            "GET",
+            "/api/v1/pods?continue=xx",
+            "",
+            400,
+            "invalid continue token: continue key is not valid: invalid character 'Ç' looking for beginning of value",
+        ),
+        (
             "POST",
             CONFIG_MAPS,
             r#"{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a"}}"#,
@@ -208,7 +215,7 @@ async fn answers_come_in_the_form_that_was_asked_for() {
     let made = client.send("POST", CONFIG_MAPS, &["content-type: application/yaml"], body).await;
     assert_eq!(made.code, 201, "{}", made.text);
     let nope = client.send("PATCH", &format!("{CONFIG_MAPS}/a"), &["content-type: application/nope"], "{}").await;
-    assert_eq!((nope.code, &nope.json()["reason"]), (415, &json!("UnsupportedMediaType")));
+    assert_eq!((nope.code, &nope.json()["message"]), (415, &json!("415: Unsupported Media Type")));
     server.end().await;
 }
 
@@ -340,5 +347,19 @@ async fn discovery_is_served_whole_and_in_pieces() {
     let index = client.get("/openapi/v3").await.json();
     let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().unwrap().to_owned();
     assert!(client.get(&url).await.json()["paths"].is_object());
+    server.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_store_a_client_is_told_to_come_back() {
+    let server = Server::start().await;
+    let mut client = server.client().await;
+    server.stop_store().await;
+    for answer in
+        [client.post(CONFIG_MAPS, &config_map("a", json!({}))).await, client.get("/api/v1/namespaces/default").await]
+    {
+        assert_eq!((answer.code, answer.header("retry-after")), (503, "1"), "{}", answer.text);
+        assert_eq!(answer.json()["reason"], "ServiceUnavailable");
+    }
     server.end().await;
 }

@@ -201,7 +201,8 @@ fn ordered(key: Option<&str>, items: Vec<Value>, order: &[Value]) -> Vec<Value> 
         None => item.clone(),
     };
     let rank = |item: &Value| order.iter().position(|wanted| id(wanted) == id(item));
-    let (mut named, mut others): (Vec<(usize, Value)>, Vec<(usize, Value)>) = (Vec::new(), Vec::new());
+    let mut named: Vec<(usize, Value)> = Vec::new();
+    let mut others = Vec::new();
     for (at, item) in items.into_iter().enumerate() {
         match rank(&item) {
             Some(rank) => named.push((rank, item)),

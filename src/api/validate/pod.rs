@@ -166,7 +166,7 @@ fn container(container: &Value, path: &str, volumes: &[&str], init: bool, causes
         if let Some(body) = container["lifecycle"].get(hook) {
             let path = format!("{path}.lifecycle.{hook}");
             if init && !sidecar {
-                causes.forbidden(format!("{path}"), "may not be set for init containers without restartPolicy=Always");
+                causes.forbidden(path.as_str(), "may not be set for init containers without restartPolicy=Always");
             }
             handler(body, &path, &["exec", "httpGet", "tcpSocket", "sleep"], causes);
         }
@@ -227,7 +227,7 @@ fn host_ports(spec: &Value, path: &str, causes: &mut Causes) {
             }
             if spec["hostNetwork"] == Value::Bool(true) && port["containerPort"].as_i64() != Some(number) {
                 causes.invalid(
-                    format!("{path}"),
+                    path.as_str(),
                     &port["hostPort"],
                     "must match `containerPort` when `hostNetwork` is true",
                 );

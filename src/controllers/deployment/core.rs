@@ -16,12 +16,12 @@ use k8s_openapi::api::core::v1::Pod;
 
 use super::rollout::{desired, is_recreate, max_surge, new_replicas, replicas};
 use super::status::{
-    PAUSED, PROGRESSING, TIMED_OUT, after_rollout, condition, counted,
-    has_progress_deadline, is_complete, look_again_at, set_condition,
+    PAUSED, PROGRESSING, TIMED_OUT, after_rollout, condition, counted, has_progress_deadline, is_complete,
+    look_again_at, set_condition,
 };
 use super::template::{
-    DESIRED_REPLICAS, REVISION, annotate_current, annotate_replicas, annotation, new_replica_set,
-    replicas_annotation, revision, same_template,
+    DESIRED_REPLICAS, REVISION, annotate_current, annotate_replicas, annotation, new_replica_set, replicas_annotation,
+    revision, same_template,
 };
 use crate::controllers::ownership::{Claim, claim, controller_of};
 use crate::controllers::pods;
@@ -230,7 +230,9 @@ impl Pass<'_> {
                 let message = "Deployment is resumed".to_owned();
                 set_condition(status, PROGRESSING, "Unknown", "DeploymentResumed", message, now);
             }
-            _ if paused => set_condition(status, PROGRESSING, "Unknown", PAUSED, "Deployment is paused".to_owned(), now),
+            _ if paused => {
+                set_condition(status, PROGRESSING, "Unknown", PAUSED, "Deployment is paused".to_owned(), now)
+            }
             _ => {}
         }
     }
@@ -304,9 +306,10 @@ impl Pass<'_> {
     fn old_pods_run(&self) -> bool {
         let old: HashSet<&str> =
             self.old_by_age().into_iter().filter_map(|at| self.members[at].set.metadata.uid.as_deref()).collect();
-        let counted = self.old_by_age().into_iter().any(|at| {
-            self.members[at].set.status.as_ref().is_some_and(|status| status.replicas > 0)
-        });
+        let counted = self
+            .old_by_age()
+            .into_iter()
+            .any(|at| self.members[at].set.status.as_ref().is_some_and(|status| status.replicas > 0));
         // A terminating pod still runs.
         counted
             || self.pods.iter().any(|pod| {

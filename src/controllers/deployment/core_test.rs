@@ -181,7 +181,10 @@ fn the_first_pass_creates_a_set_of_full_size() {
     sim.pass();
     let set = &sim.sets[0];
     assert_eq!(replicas(set), 4);
-    assert_eq!((note(set, "revision"), note(set, "desired-replicas"), note(set, "max-replicas")), ("1".into(), "4".into(), "5".into()));
+    assert_eq!(
+        (note(set, "revision"), note(set, "desired-replicas"), note(set, "max-replicas")),
+        ("1".into(), "4".into(), "5".into())
+    );
     let hash = &set.metadata.labels.as_ref().unwrap()["pod-template-hash"];
     assert_eq!(set.metadata.name.as_deref(), Some(&*format!("web-{hash}")));
     assert_eq!(set.spec.as_ref().unwrap().selector.match_labels.as_ref().unwrap()["pod-template-hash"], *hash);
@@ -310,7 +313,9 @@ fn old_sets_beyond_the_history_limit_are_deleted_from_the_oldest() {
 
 #[test]
 fn scaling_in_the_middle_of_a_rollout_is_proportional() {
-    let mut sim = Sim::new(json!({"replicas": 10, "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 2, "maxSurge": 3}}}));
+    let mut sim = Sim::new(
+        json!({"replicas": 10, "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 2, "maxSurge": 3}}}),
+    );
     sim.settle();
     sim.image("nginx:2");
     for _ in 0..3 {

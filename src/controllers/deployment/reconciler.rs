@@ -22,8 +22,8 @@ use crate::controllers::index::Index;
 use crate::controllers::ownership::{controller_of, is_controlled_by, key_of, selects};
 use crate::controllers::reconcile::{Feed, Key, Next, ReconcileError, Reconciler};
 use crate::controllers::watches::{Synced, Watches, feed};
-use crate::registry::{Deleted, EventType, InformerEvent, Propagation};
 use crate::registry::DeleteOptions;
+use crate::registry::{Deleted, EventType, InformerEvent, Propagation};
 
 /// The controller of Deployments.
 pub struct Deployments {
@@ -66,7 +66,9 @@ impl Deployments {
             InformerEvent::Applied { new, old } => {
                 self.sets.lock().applied(new);
                 self.concerned(new, keys);
-                if let Some(old) = old.as_ref().filter(|old| old.metadata.owner_references != new.metadata.owner_references) {
+                if let Some(old) =
+                    old.as_ref().filter(|old| old.metadata.owner_references != new.metadata.owner_references)
+                {
                     self.concerned(old, keys);
                 }
             }
@@ -121,10 +123,8 @@ impl Deployments {
         candidates.extend(sets.orphans_in(deployment.metadata.namespace.as_deref().unwrap_or_default()));
         drop(sets);
         let pods = self.pods.lock();
-        let pods: Vec<Arc<Pod>> = candidates
-            .iter()
-            .flat_map(|set| pods.owned_by(set.metadata.uid.as_deref().unwrap_or_default()))
-            .collect();
+        let pods: Vec<Arc<Pod>> =
+            candidates.iter().flat_map(|set| pods.owned_by(set.metadata.uid.as_deref().unwrap_or_default())).collect();
         let plan = core::plan(&deployment, &candidates, &pods, now);
         Some((deployment, plan))
     }

@@ -42,7 +42,8 @@ fn resolve(value: Option<&IntOrString>, total: i32, round_up: bool) -> i32 {
         Some(IntOrString::String(text)) => {
             let percent: i64 = text.strip_suffix('%').and_then(|text| text.trim().parse().ok()).unwrap_or(0);
             let share = percent * i64::from(total);
-            let rounded = if round_up { share.div_euclid(100) + i64::from(share.rem_euclid(100) != 0) } else { share / 100 };
+            let rounded =
+                if round_up { share.div_euclid(100) + i64::from(share.rem_euclid(100) != 0) } else { share / 100 };
             i32::try_from(rounded).unwrap_or(i32::MAX)
         }
     }

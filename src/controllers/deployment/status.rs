@@ -21,7 +21,14 @@ pub fn condition<'a>(status: &'a DeploymentStatus, type_: &str) -> Option<&'a De
 
 /// Replaces the condition of the same type, unless status and reason are as before. The time of transition stays when
 /// only the reason changes.
-pub fn set_condition(status: &mut DeploymentStatus, type_: &str, value: &str, reason: &str, message: String, now: Timestamp) {
+pub fn set_condition(
+    status: &mut DeploymentStatus,
+    type_: &str,
+    value: &str,
+    reason: &str,
+    message: String,
+    now: Timestamp,
+) {
     let conditions = status.conditions.get_or_insert_default();
     let mut since = Time(now);
     if let Some(at) = conditions.iter().position(|condition| condition.type_ == type_) {
@@ -72,7 +79,12 @@ fn actual(set: &ReplicaSet) -> Option<i32> {
 }
 
 /// Counts, and the condition Available; the other conditions are taken over.
-pub fn counted(deployment: &Deployment, sets: &[&ReplicaSet], new: Option<&ReplicaSet>, now: Timestamp) -> DeploymentStatus {
+pub fn counted(
+    deployment: &Deployment,
+    sets: &[&ReplicaSet],
+    new: Option<&ReplicaSet>,
+    now: Timestamp,
+) -> DeploymentStatus {
     let old = deployment.status.clone().unwrap_or_default();
     let available_replicas = sum(sets, |set| Some(available(set)));
     let unavailable = (sum(sets, |set| Some(replicas(set))) - available_replicas).max(0);
@@ -127,7 +139,12 @@ fn stuck_at(deployment: &Deployment, status: &DeploymentStatus) -> Option<Timest
 
 /// The status after a pass of a rollout. `deployment.status` is what was known before, with the conditions that the pass
 /// itself set.
-pub fn after_rollout(deployment: &Deployment, sets: &[&ReplicaSet], new: Option<&ReplicaSet>, now: Timestamp) -> DeploymentStatus {
+pub fn after_rollout(
+    deployment: &Deployment,
+    sets: &[&ReplicaSet],
+    new: Option<&ReplicaSet>,
+    now: Timestamp,
+) -> DeploymentStatus {
     let mut status = counted(deployment, sets, new, now);
     let old = deployment.status.clone().unwrap_or_default();
     let subject = match new {
@@ -161,7 +178,12 @@ pub fn after_rollout(deployment: &Deployment, sets: &[&ReplicaSet], new: Option<
 }
 
 /// A failure of the new set, else of any, is the deployment's.
-fn adopt_replica_failure(status: &mut DeploymentStatus, sets: &[&ReplicaSet], new: Option<&ReplicaSet>, now: Timestamp) {
+fn adopt_replica_failure(
+    status: &mut DeploymentStatus,
+    sets: &[&ReplicaSet],
+    new: Option<&ReplicaSet>,
+    now: Timestamp,
+) {
     let failure_of = |set: &&ReplicaSet| {
         let conditions = set.status.as_ref()?.conditions.as_deref()?;
         conditions.iter().find(|condition| condition.type_ == REPLICA_FAILURE).cloned()

@@ -137,9 +137,7 @@ impl Graph {
             self.dependents.entry(Arc::clone(&owner.uid)).or_default().insert(Arc::clone(&uid));
         }
         let mut look = Vec::new();
-        let troubled = |owner: &Owner| {
-            self.items.get(&owner.uid).is_none_or(|owner| owner.waits_for_dependents())
-        };
+        let troubled = |owner: &Owner| self.items.get(&owner.uid).is_none_or(|owner| owner.waits_for_dependents());
         let orphans = item.deleting && item.orphan;
         if item.waits_for_dependents() || orphans || item.owners.iter().any(troubled) {
             look.push(Arc::clone(&uid));
@@ -228,9 +226,8 @@ impl Graph {
         }
         let blocks = |uid: &Uid| {
             let dependent = self.items.get(uid);
-            dependent.is_some_and(|dependent| {
-                dependent.owners.iter().any(|owner| owner.uid == item.uid && owner.blocks)
-            })
+            dependent
+                .is_some_and(|dependent| dependent.owners.iter().any(|owner| owner.uid == item.uid && owner.blocks))
         };
         if dependents.into_iter().flatten().any(blocks) {
             Decision::Nothing

@@ -51,7 +51,8 @@ pub fn after_sweep(namespace: &Namespace, remains: &Remains, now: Timestamp) -> 
     let old = namespace.status.clone().unwrap_or_default();
     let mut conditions = old.conditions.clone().unwrap_or_default();
     let counted = |counts: &BTreeMap<String, usize>, what: &str, each: &str| {
-        let parts: Vec<String> = counts.iter().map(|(name, count)| format!("{name} {each} {count} resource instances")).collect();
+        let parts: Vec<String> =
+            counts.iter().map(|(name, count)| format!("{name} {each} {count} resource instances")).collect();
         format!("Some {what}: {}", parts.join(", "))
     };
     let mut set = |type_: &str, failing: bool, reason: &str, message: String| {
@@ -73,7 +74,12 @@ pub fn after_sweep(namespace: &Namespace, remains: &Remains, now: Timestamp) -> 
             None => conditions.push(condition),
         }
     };
-    set("NamespaceDeletionDiscoveryFailure", false, "ResourcesDiscovered", "All resources successfully discovered".to_owned());
+    set(
+        "NamespaceDeletionDiscoveryFailure",
+        false,
+        "ResourcesDiscovered",
+        "All resources successfully discovered".to_owned(),
+    );
     set(
         "NamespaceDeletionGroupVersionParsingFailure",
         false,
@@ -84,7 +90,11 @@ pub fn after_sweep(namespace: &Namespace, remains: &Remains, now: Timestamp) -> 
         let message = "All content successfully deleted, may be waiting on finalization".to_owned();
         set("NamespaceDeletionContentFailure", false, "ContentDeleted", message);
     } else {
-        let message = format!("Failed to delete all resource types, {} remaining: {}", remains.failures.len(), remains.failures.join(", "));
+        let message = format!(
+            "Failed to delete all resource types, {} remaining: {}",
+            remains.failures.len(),
+            remains.failures.join(", ")
+        );
         set("NamespaceDeletionContentFailure", true, "ContentDeletionFailed", message);
     }
     if remains.objects.is_empty() {
@@ -144,12 +154,17 @@ mod tests {
             failures: Vec::new(),
         };
         let mut namespace = namespace(true);
-        let AfterSweep::Wait(Some(status)) = after_sweep(&namespace, &remains, Timestamp::now()) else { panic!("must wait") };
+        let AfterSweep::Wait(Some(status)) = after_sweep(&namespace, &remains, Timestamp::now()) else {
+            panic!("must wait")
+        };
         let message = |type_: &str| {
             let all = status.conditions.as_deref().unwrap();
             all.iter().find(|condition| condition.type_ == type_).unwrap().message.clone().unwrap()
         };
-        assert_eq!(message("NamespaceContentRemaining"), "Some resources are remaining: pods. has 2 resource instances");
+        assert_eq!(
+            message("NamespaceContentRemaining"),
+            "Some resources are remaining: pods. has 2 resource instances"
+        );
         assert_eq!(
             message("NamespaceFinalizersRemaining"),
             "Some content in the namespace has finalizers remaining: example.com/x in 1 resource instances"

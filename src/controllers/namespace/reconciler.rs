@@ -40,7 +40,8 @@ impl Namespaces {
     /// Deletes everything in the namespace, and says what is still there.
     async fn sweep(&self, namespace: &str) -> Result<Remains, Status> {
         let registry = self.writer.registry();
-        let mut kinds: Vec<_> = registry.kinds().iter().filter(|kind| kind.namespaced && kind.allows("delete")).cloned().collect();
+        let mut kinds: Vec<_> =
+            registry.kinds().iter().filter(|kind| kind.namespaced && kind.allows("delete")).cloned().collect();
         // Events last, since deletions make them; pods behind what would make them anew.
         kinds.sort_by_key(|kind| (kind.is("", "Event"), kind.is("", "Pod")));
         kinds.dedup_by_key(|kind| (kind.group.clone(), kind.kind.clone()));
@@ -108,7 +109,11 @@ impl Reconciler for Namespaces {
         let of_pods = feed(self.watches.pods.subscribe(), move |event: &InformerEvent<Pod>, keys| {
             if let InformerEvent::Deleted(old) = event {
                 let namespace = old.metadata.namespace.as_deref().unwrap_or_default();
-                let leaving = pods.namespaces.lock().get(namespace).is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some());
+                let leaving = pods
+                    .namespaces
+                    .lock()
+                    .get(namespace)
+                    .is_some_and(|namespace| namespace.metadata.deletion_timestamp.is_some());
                 if leaving {
                     keys.push(namespace.into());
                 }

@@ -128,8 +128,10 @@ fn due(pod: &Pod, taints: &[(&Taint, Timestamp)]) -> Option<Timestamp> {
     let mut due: Option<Timestamp> = None;
     for (taint, since) in taints {
         let value = taint.value.as_deref().unwrap_or_default();
-        let matching: Vec<_> =
-            tolerations.iter().filter(|toleration| Tolerates::of(toleration).covers(&taint.key, value, NO_EXECUTE)).collect();
+        let matching: Vec<_> = tolerations
+            .iter()
+            .filter(|toleration| Tolerates::of(toleration).covers(&taint.key, value, NO_EXECUTE))
+            .collect();
         let at = if matching.is_empty() {
             Some(*since)
         } else {
@@ -191,8 +193,16 @@ mod tests {
         assert_eq!(marked_lost(&lost, at(1)), None, "said once");
         let back = marked_back(&lost, at(2)).unwrap();
         assert_eq!(back.spec, before.spec);
-        let status: Vec<_> =
-            back.status.as_ref().unwrap().conditions.as_ref().unwrap().iter().map(|condition| condition.status.as_str()).collect();
+        let status: Vec<_> = back
+            .status
+            .as_ref()
+            .unwrap()
+            .conditions
+            .as_ref()
+            .unwrap()
+            .iter()
+            .map(|condition| condition.status.as_str())
+            .collect();
         assert_eq!(status, ["True", "False"]);
         assert_eq!(marked_back(&back, at(3)), None);
     }
@@ -200,7 +210,8 @@ mod tests {
     #[test]
     fn pods_of_a_lost_node_go_at_once_unless_they_ask_for_time() {
         let lost = marked_lost(&node(json!([])), at(0)).unwrap();
-        let patient = json!([{"key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30}]);
+        let patient =
+            json!([{"key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30}]);
         let forever = json!([{"key": UNREACHABLE, "operator": "Exists"}]);
         let other = json!([{"key": "other", "operator": "Exists"}]);
         let mut terminating = (*pod("terminating", forever.clone())).clone();
@@ -223,14 +234,18 @@ mod tests {
 
     #[test]
     fn a_taint_of_a_user_drives_away_what_does_not_tolerate_it() {
-        let tainted = node(json!([{"key": "k", "value": "v", "effect": "NoExecute"}, {"key": "s", "effect": "NoSchedule"}]));
+        let tainted =
+            node(json!([{"key": "k", "value": "v", "effect": "NoExecute"}, {"key": "s", "effect": "NoSchedule"}]));
         let all = [
             pod("plain", json!([])),
             pod("tolerates", json!([{"key": "k", "value": "v", "effect": "NoExecute"}])),
-            pod("short", json!([
-                {"key": "k", "operator": "Exists", "tolerationSeconds": 60},
-                {"operator": "Exists", "tolerationSeconds": 10},
-            ])),
+            pod(
+                "short",
+                json!([
+                    {"key": "k", "operator": "Exists", "tolerationSeconds": 60},
+                    {"operator": "Exists", "tolerationSeconds": 10},
+                ]),
+            ),
         ];
         let evicted = evictions(&tainted, &all, |_| at(0), at(5));
         assert_eq!((names(&evicted.now), evicted.next_at), (vec!["plain"], Some(at(10))));

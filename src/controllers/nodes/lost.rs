@@ -49,11 +49,8 @@ pub(super) async fn evict(registry: &Registry, pods: &[Arc<Pod>]) -> usize {
     let api: Api<Pod> = registry.api();
     let deleted = join_all(pods.iter().map(|pod| {
         let api = &api;
-        let options = DeleteOptions {
-            grace_period_seconds: Some(0),
-            uid: pod.metadata.uid.clone(),
-            ..DeleteOptions::default()
-        };
+        let options =
+            DeleteOptions { grace_period_seconds: Some(0), uid: pod.metadata.uid.clone(), ..DeleteOptions::default() };
         async move {
             let name = pod.metadata.name.as_deref().unwrap_or_default();
             api.delete(pod.metadata.namespace.as_deref(), name, &options).await

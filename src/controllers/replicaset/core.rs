@@ -240,7 +240,10 @@ mod tests {
         let relabelled = Arc::new(pod("gone", json!({"app": "y"}), Some("rs")));
         let foreign = Arc::new(pod("foreign", json!({"app": "x"}), Some("other")));
         let plan = plan(&set(3), &[orphan.clone(), relabelled.clone(), foreign], &[]);
-        assert_eq!((plan.adopt.as_slice(), plan.release.as_slice(), plan.create), (&[orphan][..], &[relabelled][..], 2));
+        assert_eq!(
+            (plan.adopt.as_slice(), plan.release.as_slice(), plan.create),
+            (&[orphan][..], &[relabelled][..], 2)
+        );
         let (status, _) = status(&set(3), &plan.owned, None, Timestamp::now());
         assert_eq!((status.replicas, status.fully_labeled_replicas), (1, None));
     }
@@ -269,7 +272,10 @@ mod tests {
         let mut set = set(1);
         let (failed, _) = status(&set, &[], Some(&failure), Timestamp::now());
         let conditions = failed.conditions.clone().unwrap();
-        assert_eq!((conditions[0].type_.as_str(), conditions[0].reason.as_deref()), ("ReplicaFailure", Some("FailedCreate")));
+        assert_eq!(
+            (conditions[0].type_.as_str(), conditions[0].reason.as_deref()),
+            ("ReplicaFailure", Some("FailedCreate"))
+        );
         set.status = Some(failed);
         assert_eq!(status(&set, &[], None, Timestamp::now()).0.conditions, None);
     }

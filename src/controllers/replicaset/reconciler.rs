@@ -58,7 +58,9 @@ impl ReplicaSets {
             InformerEvent::Applied { new, old } => {
                 self.pods.lock().applied(new);
                 self.concerned(new, keys);
-                if let Some(old) = old.as_ref().filter(|old| old.metadata.owner_references != new.metadata.owner_references) {
+                if let Some(old) =
+                    old.as_ref().filter(|old| old.metadata.owner_references != new.metadata.owner_references)
+                {
                     self.concerned(old, keys);
                 }
             }
