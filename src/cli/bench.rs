@@ -25,7 +25,7 @@ use super::failover::board::{Board, Change, PodSeen};
 use super::failover::observe::{CHANGES_QUEUE, observe};
 use super::failover::{NAMESPACE, PORT, any, clients, leader, workload, write};
 use super::progress::Progress;
-use super::up::interrupted;
+use super::up::Interrupts;
 use super::{CliError, Global, text};
 use crate::cluster::local::{LocalCluster, UpOptions, UpProgress};
 use crate::cluster::processes;
@@ -131,10 +131,18 @@ pub async fn run(args: BenchArgs, global: &Global) -> Result<(), CliError> {
             progress.set(format!("{node} is up"));
         }
     };
-    let cluster = LocalCluster::up(options, say).await.map_err(CliError::new)?;
+    let place = options.dir.clone();
+    let mut interrupts = Interrupts::listen()?;
+    let cluster = tokio::select! {
+        cluster = LocalCluster::up(options, say) => cluster.map_err(CliError::new)?,
+        () = interrupts.next() => {
+            LocalCluster::abandon(&place);
+            return Err(CliError::new("interrupted"));
+        }
+    };
     let measured = tokio::select! {
         measured = measure(&cluster, &args, &progress) => measured,
-        () = interrupted() => Err(CliError::new("interrupted")),
+        () = interrupts.next() => Err(CliError::new("interrupted")),
     };
     progress.set("Stopping everything");
     let stopped = cluster.down().await.map_err(CliError::new);

@@ -20,7 +20,7 @@ use crate::cli::error::{print, println, warn};
 use crate::cli::failover::observe::{CHANGES_QUEUE, observe};
 use crate::cli::failover::write::{first_accepted, is_there};
 use crate::cli::failover::{NAMESPACE, any, clients, leader, workload};
-use crate::cli::up::interrupted;
+use crate::cli::up::Interrupts;
 use crate::cli::{CliError, Global, text};
 use crate::cluster::local::{LocalCluster, UpOptions, UpProgress};
 
@@ -130,8 +130,9 @@ pub async fn run(args: DemoArgs, global: &Global) -> Result<(), CliError> {
     });
     let signals = {
         let quit = stage.quit.clone();
+        let mut interrupts = Interrupts::listen()?;
         tokio::spawn(async move {
-            interrupted().await;
+            interrupts.next().await;
             quit.cancel();
         })
     };
@@ -170,12 +171,18 @@ async fn in_directory(stage: &Arc<Stage>, args: &DemoArgs) -> Result<(), CliErro
         cluster: "demo".into(),
         binary: None,
     };
-    // Not cut short by `quit`: a cluster half started could not be stopped.
     let progress = |progress| match progress {
         UpProgress::Ready { node } => stage.note(format!("{node} is up")),
         UpProgress::Starting { .. } | UpProgress::Resuming { .. } => {}
     };
-    let cluster = LocalCluster::up(options, progress).await.map_err(CliError::new)?;
+    let place = options.dir.clone();
+    let cluster = tokio::select! {
+        cluster = LocalCluster::up(options, progress) => cluster.map_err(CliError::new)?,
+        () = stage.quit.cancelled() => {
+            LocalCluster::abandon(&place);
+            return Err(CliError::new("interrupted"));
+        }
+    };
     let played = AssertUnwindSafe(play(stage, &cluster)).catch_unwind().await;
     stage.tell(Event::Act("Stopping everything".into()));
     let stopped = stop(&cluster).await;
