@@ -257,7 +257,6 @@ fn say(deployment: &Value, said: &mut String, progress: &Progress) -> Result<boo
     let (line, done) = deployment_status(deployment).map_err(CliError::new)?;
     if line != *said {
         progress.suspend(|| println(&line))?;
-        progress.set(line.clone());
         *said = line;
     }
     Ok(done)
