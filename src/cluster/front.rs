@@ -1,154 +1,133 @@
-//! The HTTPS door of a server through which machines join, and where its health can be asked.
+//! What a server's HTTPS face asks of the member: letting machines join, and showing the cluster.
 //!
-//! Must never serve anything else without knowing who asks. Started by `member`.
+//! Must never answer for a node that it has not asked. Handed to the gateway by `member`.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::TokioIo;
-use serde_json::json;
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use phalanx_actors::ActorInfo;
+use phalanx_transport::Remote;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
+use super::member::{MEMBERSHIP_PATH, Shared};
 use super::membership::{Membership, MembershipError};
-use crate::security::join::{JOIN_PATH, JoinRequest};
-use crate::security::{Authority, ClientIdentity};
+use crate::api::Status;
+use crate::gateway::{ByteStream, ClusterView, JoinHandler, LogRequest, NodeAccess};
+use crate::security::Authority;
+use crate::security::join::JoinRequest;
 
-/// Largest request.
-const REQUEST_BYTES_MAX: usize = 64 * 1024;
-/// Connections at once; more wait in the socket's queue.
-const CONNECTIONS_MAX: usize = 256;
-/// A connection that takes longer than this for its handshake and one request is closed.
-const CONNECTION_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a node may take to show its tree.
+const TREE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// What the door needs.
-pub struct Front {
+/// Asks a node for its supervision tree.
+#[derive(Serialize, Deserialize)]
+pub struct TreeRequest;
+
+impl Remote for TreeRequest {
+    const NAME: &'static str = "Tree";
+    /// JSON, which a neighbouring version with more fields can still read.
+    type Reply = String;
+}
+
+/// Lets machines in.
+pub struct Door {
     /// Signs the newcomers' certificates.
     pub authority: Arc<Authority>,
     /// Admits them.
     pub membership: Membership,
 }
 
-/// The TLS side of the door.
-pub fn tls(identity: &ClientIdentity) -> Result<tokio_rustls::TlsAcceptor, String> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|e| e.to_string())?
-        .with_no_client_auth()
-        .with_single_cert(identity.chain().map_err(|e| e.to_string())?, identity.key().map_err(|e| e.to_string())?)
-        .map_err(|e| e.to_string())?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(tokio_rustls::TlsAcceptor::from(Arc::new(config)))
-}
-
-/// Serves until dropped.
-pub async fn serve(listener: TcpListener, tls: tokio_rustls::TlsAcceptor, front: Front) {
-    let front = Arc::new(front);
-    let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut tasks = tokio::task::JoinSet::new();
-    loop {
-        let Ok(permit) = room.clone().acquire_owned().await else { return };
-        while tasks.try_join_next().is_some() {}
-        let (tcp, peer) = match listener.accept().await {
-            Ok(accepted) => accepted,
+#[async_trait]
+impl JoinHandler for Door {
+    async fn join(&self, body: Bytes, peer: SocketAddr) -> Result<Value, Status> {
+        let request: JoinRequest =
+            serde_json::from_slice(&body).map_err(|e| Status::bad_request(format!("not a join request: {e}")))?;
+        let now_s = jiff::Timestamp::now().as_second();
+        match self.membership.admit(&self.authority, &request, now_s).await {
+            Ok(response) => {
+                tracing::info!(node = request.node, role = ?request.role, %peer, "joined the cluster");
+                serde_json::to_value(response).map_err(Status::internal)
+            }
             Err(error) => {
-                tracing::warn!(%error, "the HTTPS door cannot accept");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
+                tracing::warn!(node = request.node, %peer, %error, "refused to let a machine join");
+                let message = error.to_string();
+                Err(match error {
+                    MembershipError::Token(_) => {
+                        let mut status = Status::unauthorized();
+                        status.message = message;
+                        status
+                    }
+                    MembershipError::Refused(_) => Status::bad_request(message),
+                    MembershipError::Store(_) => Status::service_unavailable(message, 1),
+                    MembershipError::Damaged { .. } => Status::internal(message),
+                })
             }
+        }
+    }
+}
+
+/// Shows the cluster as this server sees it.
+pub struct View {
+    /// Weak: the member ends the gateway, not the other way round.
+    pub shared: Weak<Shared>,
+}
+
+impl View {
+    fn shared(&self) -> Result<Arc<Shared>, Status> {
+        self.shared.upgrade().ok_or_else(|| Status::service_unavailable("the server is stopping", 1))
+    }
+
+    async fn node_tree(&self, shared: &Shared, node: &str, path: &str) -> Result<Vec<ActorInfo>, String> {
+        let text = shared.transport.ask(node, MEMBERSHIP_PATH, &TreeRequest, TREE_DEADLINE).await;
+        let actors: Vec<ActorInfo> =
+            serde_json::from_str(&text.map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
+        let inside = |a: &ActorInfo| {
+            path.is_empty() || a.path.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        let (tls, front) = (tls.clone(), front.clone());
-        tasks.spawn(async move {
-            let _permit = permit;
-            let served = tokio::time::timeout(CONNECTION_DEADLINE, connection(tcp, peer, tls, front)).await;
-            if let Ok(Err(error)) = served {
-                tracing::debug!(%peer, error, "a connection to the HTTPS door failed");
-            }
-        });
+        Ok(actors.into_iter().filter(inside).collect())
     }
 }
 
-async fn connection(
-    tcp: tokio::net::TcpStream,
-    peer: SocketAddr,
-    tls: tokio_rustls::TlsAcceptor,
-    front: Arc<Front>,
-) -> Result<(), String> {
-    let stream = tls.accept(tcp).await.map_err(|e| e.to_string())?;
-    let service = hyper::service::service_fn(move |request| {
-        let front = front.clone();
-        async move { Ok::<_, Infallible>(answer(request, peer, &front).await) }
-    });
-    let http = hyper::server::conn::http1::Builder::new();
-    http.serve_connection(TokioIo::new(stream), service).await.map_err(|e| e.to_string())
-}
+#[async_trait]
+impl ClusterView for View {
+    async fn status(&self) -> Result<Value, Status> {
+        Ok(self.shared()?.status())
+    }
 
-async fn answer(request: Request<Incoming>, peer: SocketAddr, front: &Front) -> Response<Full<Bytes>> {
-    match (request.method(), request.uri().path()) {
-        (&Method::GET, "/livez" | "/readyz" | "/healthz") => text(StatusCode::OK, "ok"),
-        (&Method::POST, JOIN_PATH) => join(request, peer, front).await,
-        _ => refuse(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized"),
+    async fn tree(&self, path: &str) -> Result<Value, Status> {
+        let shared = self.shared()?;
+        let names: Vec<String> = shared.members.read().iter().map(|m| m.name.clone()).collect();
+        let path = path.trim_matches('/');
+        let asked = names.iter().map(|node| self.node_tree(&shared, node, path));
+        let nodes: Vec<Value> = futures::future::join_all(asked)
+            .await
+            .into_iter()
+            .zip(&names)
+            .map(|(answer, node)| match answer {
+                Ok(actors) => json!({"node": node, "error": null, "actors": actors}),
+                Err(error) => json!({"node": node, "error": error, "actors": []}),
+            })
+            .collect();
+        Ok(json!({"nodes": nodes}))
     }
 }
 
-async fn join(request: Request<Incoming>, peer: SocketAddr, front: &Front) -> Response<Full<Bytes>> {
-    let body = match Limited::new(request.into_body(), REQUEST_BYTES_MAX).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) => return refuse(StatusCode::BAD_REQUEST, "BadRequest", &error.to_string()),
-    };
-    let request: JoinRequest = match serde_json::from_slice(&body) {
-        Ok(request) => request,
-        Err(error) => {
-            return refuse(StatusCode::BAD_REQUEST, "BadRequest", &format!("not a join request: {error}"));
-        }
-    };
-    let now_s = jiff::Timestamp::now().as_second();
-    match front.membership.admit(&front.authority, &request, now_s).await {
-        Ok(response) => {
-            tracing::info!(node = request.node, role = ?request.role, %peer, "joined the cluster");
-            match serde_json::to_vec(&response) {
-                Ok(body) => json_response(StatusCode::OK, body),
-                Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", &error.to_string()),
-            }
-        }
-        Err(error) => {
-            tracing::warn!(node = request.node, %peer, %error, "refused to let a machine join");
-            let (code, reason) = match error {
-                MembershipError::Token(_) => (StatusCode::UNAUTHORIZED, "Unauthorized"),
-                MembershipError::Refused(_) => (StatusCode::CONFLICT, "Conflict"),
-                MembershipError::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable"),
-                MembershipError::Damaged { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "InternalError"),
-            };
-            refuse(code, reason, &error.to_string())
-        }
+#[async_trait]
+impl NodeAccess for View {
+    async fn logs(&self, node: &str, request: LogRequest) -> Result<ByteStream, Status> {
+        Err(Status::service_unavailable(
+            format!("node {node} runs no agent that could serve the logs of {}", request.pod),
+            0,
+        ))
     }
-}
 
-/// A `Status`, as every error of a Kubernetes server is.
-fn refuse(code: StatusCode, reason: &str, message: &str) -> Response<Full<Bytes>> {
-    let status = json!({
-        "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-        "message": message, "reason": reason, "code": code.as_u16(),
-    });
-    json_response(code, status.to_string().into_bytes())
-}
-
-fn json_response(code: StatusCode, body: Vec<u8>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from(body)));
-    *response.status_mut() = code;
-    response.headers_mut().insert("content-type", hyper::header::HeaderValue::from_static("application/json"));
-    response
-}
-
-fn text(code: StatusCode, body: &'static str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::from_static(body.as_bytes())));
-    *response.status_mut() = code;
-    response
+    async fn tree(&self, node: &str, path: &str) -> Result<Value, Status> {
+        let shared = self.shared()?;
+        let actors = self.node_tree(&shared, node, path.trim_matches('/')).await;
+        actors.map(|a| json!(a)).map_err(|e| Status::service_unavailable(format!("node {node}: {e}"), 1))
+    }
 }

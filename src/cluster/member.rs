@@ -21,13 +21,16 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::admin::{self, AdminRequest, AdminResponse};
-use super::front::{self, Front};
+use super::front::{Door, TreeRequest, View};
 use super::layout::{FORMAT, LayoutError, NodeDir, NodeFile, RunFile};
 use super::membership::{ClusterRecord, Membership, check_name};
 use super::roles::{Leadership, Refresh};
 use super::{processes, roles};
+use crate::api::Kinds;
 use crate::control::endpoint::LeaseEndpoint;
 use crate::control::lease::{LeaseState, LeaseTimes};
+use crate::gateway::{Gateway, GatewayConfig, GatewayHandle, Listen};
+use crate::registry::Registry;
 use crate::security::join::{JoinError, JoinRequest, MemberRecord, join};
 use crate::security::{
     Authority, AuthorityError, ClientIdentity, JoinToken, Kubeconfig, NodeRequest, TokenRole, fingerprint,
@@ -113,6 +116,7 @@ pub struct Member {
     shared: Arc<Shared>,
     system: System,
     tasks: Mutex<tokio::task::JoinSet<()>>,
+    gateway: Option<GatewayHandle>,
     stopping: watch::Sender<Option<bool>>,
 }
 
@@ -249,15 +253,26 @@ impl Member {
             .build()
             .map_err(|e| MemberError::Other(format!("cannot start actors: {e}")))?;
         let mut tasks = tokio::task::JoinSet::new();
+        let mut gateway = None;
+        shared.serve_tree(&system);
         if let (Some(store), Some(authority), Some((_, listener))) = (store, authority, listener) {
             let membership = Membership::new(Arc::new(store.clone()));
             shared.serve_membership(&membership);
-            let tls = front::tls(&identity).map_err(MemberError::Other)?;
-            tasks.spawn(front::serve(
-                listener,
-                tls,
-                Front { authority: authority.clone(), membership: membership.clone() },
-            ));
+            let chain = identity.chain()?;
+            let view = Arc::new(View { shared: Arc::downgrade(&shared) });
+            let listener = listener.into_std().map_err(|e| MemberError::Other(e.to_string()))?;
+            let started = Gateway::start(GatewayConfig {
+                listen: Listen::Bound(listener),
+                client_ca: chain.last().cloned().into_iter().collect(),
+                server_cert_chain: chain,
+                server_key: identity.key()?,
+                advertise: shared.node.member.api.clone().unwrap_or_default(),
+                registry: Registry::new(Kinds::builtin(), Arc::new(store.clone())),
+                node_access: view.clone(),
+                cluster_view: view,
+                join: Arc::new(Door { authority: authority.clone(), membership: membership.clone() }),
+            });
+            gateway = Some(started.await.map_err(|e| MemberError::Other(e.to_string()))?);
             if new_cluster {
                 shared.begin_cluster(&store, &membership).await?;
             } else if joined {
@@ -281,7 +296,7 @@ impl Member {
             let (shared, stop, tree) = (admin.clone(), stop.clone(), tree.clone());
             async move { shared.administer(request, &stop, &tree).await }
         }));
-        let member = Member { shared, system, tasks: Mutex::new(tasks), stopping };
+        let member = Member { shared, system, tasks: Mutex::new(tasks), gateway, stopping };
         member.record_run()?;
         Ok(member)
     }
@@ -314,6 +329,9 @@ impl Member {
     /// Stops in order: hands over the leadership, closes connections, leaves no sign of running behind.
     pub async fn stop(self) {
         self.system.shutdown().await;
+        if let Some(gateway) = self.gateway {
+            gateway.shutdown().await;
+        }
         if let Some(store) = &self.shared.store {
             store.shutdown().await;
         }
@@ -353,6 +371,11 @@ impl Shared {
         self.store.as_ref().map(|store| Membership::new(Arc::new(store.clone())))
     }
 
+    /// The objects, over the store; servers only.
+    pub fn registry(&self) -> Option<Registry> {
+        self.store.as_ref().map(|store| Registry::new(Kinds::builtin(), Arc::new(store.clone())))
+    }
+
     /// Takes a new list of members.
     pub fn learn(&self, members: Vec<MemberRecord>) {
         if *self.members.read() == members {
@@ -369,6 +392,14 @@ impl Shared {
             tracing::warn!(%error, "the members cannot be remembered");
         }
         *self.members.write() = members;
+    }
+
+    fn serve_tree(&self, system: &System) {
+        let system = system.clone();
+        self.transport.serve(MEMBERSHIP_PATH, move |_, TreeRequest| {
+            let tree = serde_json::to_string(&system.tree()).map_err(|e| e.to_string());
+            async move { tree }
+        });
     }
 
     fn serve_membership(self: &Arc<Self>, membership: &Membership) {
@@ -495,7 +526,7 @@ impl Shared {
     }
 
     /// What `phalanx status` shows of this member; on the leader also everybody's lease.
-    fn status(&self) -> Value {
+    pub fn status(&self) -> Value {
         let lease = self.leases.status().borrow().clone();
         let leases: Vec<Value> = self
             .leases

@@ -128,6 +128,13 @@ impl Leadership {
     fn lead(&mut self, term: u64, ctx: &mut Ctx<Self>) {
         let Some(membership) = self.shared.membership() else { return };
         tracing::info!(term, "this server leads");
+        if let Some(registry) = self.shared.registry() {
+            ctx.spawn(async move {
+                if let Err(error) = registry.ensure_bootstrap().await {
+                    tracing::warn!(%error, "cannot make the first namespaces; the next leader will");
+                }
+            });
+        }
         let known = async move {
             // Local: a leader that accepts writes has applied all that was acknowledged before.
             let members = membership.members(Consistency::Local).await;

@@ -282,6 +282,8 @@ impl Reconciler for GarbageCollector {
         self.pending.lock().contains(key)
     }
 
+    // Spelled out: `async fn` would not promise `'static`, which the frame needs.
+    #[allow(clippy::manual_async_fn)]
     fn reconcile(self: Arc<Self>, key: Key) -> impl Future<Output = Result<Next, ReconcileError>> + 'static {
         async move {
             self.pending.lock().remove(&key);

@@ -126,6 +126,8 @@ impl Reconciler for Namespaces {
         self.namespaces.lock().contains(key)
     }
 
+    // Spelled out: `async fn` would not promise `'static`, which the frame needs.
+    #[allow(clippy::manual_async_fn)]
     fn reconcile(self: Arc<Self>, key: Key) -> impl Future<Output = Result<Next, ReconcileError>> + 'static {
         async move {
             let Some(namespace) = self.namespaces.lock().get(&key).cloned() else { return Ok(Next::Gone) };

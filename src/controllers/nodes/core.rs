@@ -62,12 +62,12 @@ pub fn marked_lost(node: &Node, now: Timestamp) -> Option<Node> {
 /// The node as it is written when it is back. `None` when nothing says that it was lost.
 pub fn marked_back(node: &Node, now: Timestamp) -> Option<Node> {
     let mut marked = node.clone();
-    if let Some(spec) = &mut marked.spec {
-        if let Some(taints) = &mut spec.taints {
-            taints.retain(|taint| taint.key != UNREACHABLE);
-            if taints.is_empty() {
-                spec.taints = None;
-            }
+    if let Some(spec) = &mut marked.spec
+        && let Some(taints) = &mut spec.taints
+    {
+        taints.retain(|taint| taint.key != UNREACHABLE);
+        if taints.is_empty() {
+            spec.taints = None;
         }
     }
     let conditions = marked.status.as_mut().and_then(|status| status.conditions.as_mut());

@@ -18,6 +18,9 @@ use crate::controllers::reconcile::{Feed, Key, Next, ReconcileError, Reconciler}
 use crate::controllers::watches::{Synced, Watches, feed};
 use crate::registry::{DeleteOptions, EventType, InformerEvent};
 
+/// When each taint (key and value) was first seen on a node.
+type FirstSeen = HashMap<(String, Option<String>), Timestamp>;
+
 /// The controller of nodes' taints.
 pub struct Nodes {
     writer: Writer,
@@ -26,7 +29,7 @@ pub struct Nodes {
     pods: Mutex<Bound>,
     /// When a taint without a time of its own was first seen, by node: it says when a toleration ends. Known to nobody
     /// else, so it starts anew when the controller does, as in Kubernetes.
-    first_seen: Mutex<HashMap<Key, HashMap<(String, Option<String>), Timestamp>>>,
+    first_seen: Mutex<HashMap<Key, FirstSeen>>,
     synced: Synced,
 }
 
@@ -148,6 +151,8 @@ impl Reconciler for Nodes {
         self.nodes.lock().contains(key)
     }
 
+    // Spelled out: `async fn` would not promise `'static`, which the frame needs.
+    #[allow(clippy::manual_async_fn)]
     fn reconcile(self: Arc<Self>, key: Key) -> impl Future<Output = Result<Next, ReconcileError>> + 'static {
         async move {
             self.synced.wait().await;

@@ -195,6 +195,8 @@ impl Reconciler for ReplicaSets {
         self.sets.lock().contains(key)
     }
 
+    // Spelled out: `async fn` would not promise `'static`, which the frame needs.
+    #[allow(clippy::manual_async_fn)]
     fn reconcile(self: Arc<Self>, key: Key) -> impl Future<Output = Result<Next, ReconcileError>> + 'static {
         async move {
             self.synced.wait().await;
