@@ -2,7 +2,8 @@
 //!
 //! The verbs work on any kind, so they speak in paths and values; typed clients are for those who know their kinds (the
 //! demo, the benchmark). Must never retry a write by itself. A kubeconfig that names several servers of the same
-//! authority is used as a list: when the current one cannot be reached, the next is tried.
+//! authority is used as a list: when the current one cannot be reached, the next is tried. So are the servers of a local
+//! cluster, whose kubeconfig lies in its directory.
 
 use std::net::ToSocketAddrs;
 use std::time::Duration;
@@ -16,6 +17,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use serde_json::Value;
 
 use super::{CliError, Global, error};
+use crate::cluster::local::LocalCluster;
 
 /// A server that does not accept a connection for this long is taken as gone.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
@@ -69,7 +71,8 @@ impl ApiClient {
         let shown = path.display();
         let kubeconfig =
             Kubeconfig::read_from(&path).map_err(|e| CliError::new(format!("{shown}: {}", root_cause(&e))))?;
-        let servers = servers(&kubeconfig);
+        let mut servers = servers(&kubeconfig);
+        servers.extend(neighbours(&path, &servers));
         let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
             .await
             .map_err(|e| CliError::new(format!("{shown}: {}", root_cause(&e))))?;
@@ -280,6 +283,14 @@ fn servers(kubeconfig: &Kubeconfig) -> Vec<Uri> {
         }
     }
     urls.into_iter().filter_map(|u| u.parse().ok()).collect()
+}
+
+/// The other servers of the local cluster whose directory holds the kubeconfig, if that is what it names.
+fn neighbours(kubeconfig: &std::path::Path, known: &[Uri]) -> Vec<Uri> {
+    let Some(Ok(cluster)) = kubeconfig.parent().map(LocalCluster::open) else { return Vec::new() };
+    let urls: Vec<Uri> = cluster.nodes().iter().filter_map(|n| n.api_url.as_ref()?.parse().ok()).collect();
+    let ours = known.iter().any(|k| urls.iter().any(|u| u.authority() == k.authority()));
+    urls.into_iter().filter(|u| ours && known.iter().all(|k| k.authority() != u.authority())).collect()
 }
 
 /// The first that accepts a connection; `None` when there is nothing to choose.

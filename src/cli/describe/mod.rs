@@ -1,7 +1,7 @@
 //! `phalanx describe`: all that is known of an object, with its events.
 //!
-//! Pods, nodes, Deployments, ReplicaSets, ConfigMaps and Secrets have a page of their own; anything else is told field
-//! by field. The pages are pure functions of what was fetched and of the time.
+//! Pods, nodes, namespaces, Deployments, ReplicaSets, ConfigMaps and Secrets have a page of their own; anything else is told
+//! field by field. The pages are pure functions of what was fetched and of the time.
 
 mod node;
 mod page;
@@ -109,6 +109,7 @@ async fn one(client: &ApiClient, resource: &Resource, object: &Value, with_event
         }
         ("", "ConfigMap") => page::config_map(object),
         ("", "Secret") => page::secret(object),
+        ("", "Namespace") => page::namespace(object),
         _ => page::generic(object),
     };
     if with_events && resource.kind != "Event" {

@@ -150,6 +150,15 @@ pub fn config_map(object: &Value) -> String {
     out
 }
 
+/// A Namespace's page.
+pub fn namespace(object: &Value) -> String {
+    let mut page = Page::default();
+    head(&mut page, object);
+    labels(&mut page, object);
+    page.field(0, "Status", text::str_at(object, "/status/phase"));
+    page.finish()
+}
+
 /// A Secret's page: sizes, never values.
 pub fn secret(object: &Value) -> String {
     let mut page = Page::default();
