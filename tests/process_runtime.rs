@@ -26,7 +26,7 @@ impl Node {
 
     fn spec(&self, container: &str, script: &str) -> ContainerSpec {
         ContainerSpec {
-            id: format!("{}-{container}", self.dir.path().display()),
+            id: format!("uid_{container}_0"),
             namespace: "default".into(),
             pod: "web".into(),
             pod_uid: "uid".into(),
@@ -125,15 +125,15 @@ async fn the_exit_code_or_the_signal_is_reported() {
 #[tokio::test]
 async fn output_environment_and_working_directory_are_the_containers_own() {
     let node = Node::new();
-    let script = r#"echo "$GREETING from $HOSTNAME on $HOST"; echo oops >&2; pwd; grep SigBlk /proc/$$/status; printf unfinished"#;
+    let script = r#"echo "$GREETING from $HOSTNAME on $HOST"; echo oops >&2; pwd; printf unfinished"#;
     let exit = node.start("c", script).await.wait().await;
     assert_eq!(exit.code, 0);
     let dir = node.dir.path().canonicalize().unwrap();
-    assert_eq!(
-        node.log("c", "stdout"),
-        format!("hello world from web on 127.9.9.9\n{}\nSigBlk:\t0000000000000000\nunfinished", dir.display())
-    );
+    assert_eq!(node.log("c", "stdout"), format!("hello world from web on 127.9.9.9\n{}\nunfinished", dir.display()));
     assert_eq!(node.log("c", "stderr"), "oops\n");
+    // Nothing of the shim's own handling of signals is inherited.
+    node.start("d", "exec grep SigBlk /proc/self/status").await.wait().await;
+    assert_eq!(node.log("d", "stdout"), "SigBlk:\t0000000000000000\n");
 }
 
 #[tokio::test]
@@ -289,4 +289,17 @@ async fn the_loss_of_a_node_kills_shims_and_containers_and_leaves_no_exit() {
     for pid in [state.shim_pid, state.pid, child] {
         dies(pid).await;
     }
+}
+
+#[tokio::test]
+async fn the_loss_of_one_node_hits_no_other_that_runs_a_container_of_the_same_id() {
+    let (lost, other) = (Node::new(), Node::new());
+    let script = "setsid sleep 1000 & echo child $!; wait";
+    let _gone = lost.start("c", script).await;
+    let stays = other.start("c", script).await;
+    let escaped = last_number(&lost.printed("c", "child").await);
+    let neighbour = last_number(&other.printed("c", "child").await);
+    kill_node_processes(&lost.dir.path().join("containers"));
+    dies(escaped).await;
+    assert!(alive(neighbour) && alive(stays.pid().unwrap() as i32));
 }

@@ -98,7 +98,7 @@ impl Agent {
             capacity.insert("memory".to_owned(), Quantity(format!("{}Ki", bytes / 1024)));
         }
         if let Ok(disk) = nix::sys::statvfs::statvfs(self.layout.root()) {
-            let bytes = disk.blocks() as u64 * disk.fragment_size() as u64;
+            let bytes = disk.blocks() * disk.fragment_size();
             capacity.insert("ephemeral-storage".to_owned(), Quantity(format!("{}Ki", bytes / 1024)));
         }
         capacity.extend(self.config.capacity.iter().map(|(name, value)| (name.clone(), Quantity(value.clone()))));
@@ -147,7 +147,7 @@ impl Agent {
     fn conditions(&self) -> Vec<NodeCondition> {
         let memory = meminfo_bytes("MemAvailable").is_some_and(|bytes| bytes < MEMORY_PRESSURE_BYTES);
         let disk = nix::sys::statvfs::statvfs(self.layout.root())
-            .is_ok_and(|disk| disk.blocks_available() as u64 * 100 < disk.blocks() as u64 * DISK_PRESSURE_PERCENT);
+            .is_ok_and(|disk| disk.blocks_available() * 100 < disk.blocks() * DISK_PRESSURE_PERCENT);
         let threads_max: Option<u64> = first_line("/proc/sys/kernel/threads-max").parse().ok();
         let threads = std::fs::read_to_string("/proc/loadavg")
             .ok()

@@ -277,6 +277,11 @@ mod tests {
         let requests = serving.await.unwrap();
         assert!(requests[0].starts_with("get /x http/1.1\r\n"), "{}", requests[0]);
         assert!(requests[0].contains("host: me\r\n") && requests[0].contains("x-a: b\r\n"), "{}", requests[0]);
-        assert!(run(30_000).await.unwrap_err().contains("connection refused"));
+        // A port that is held and not listened on: one that was merely closed may be somebody else's by now.
+        let held = tokio::net::TcpSocket::new_v4().unwrap();
+        held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let nobody = ProbeAction::Tcp { host: "127.0.0.1".into(), port: held.local_addr().unwrap().port() };
+        let refused = nobody.run(&container, Duration::from_secs(30)).await.unwrap_err();
+        assert!(refused.contains("connection refused"), "{refused}");
     }
 }

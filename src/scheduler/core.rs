@@ -257,11 +257,12 @@ impl Snapshot {
         };
         let at = self.index_of(node);
         let requests = Requests::of(spec);
-        if let Some(known) = self.pods.get_mut(uid) {
-            if known.node == at && known.requests == requests {
-                known.assumed = false;
-                return Causes::NONE;
-            }
+        if let Some(known) = self.pods.get_mut(uid)
+            && known.node == at
+            && known.requests == requests
+        {
+            known.assumed = false;
+            return Causes::NONE;
         }
         let eased = self.remove_pod(uid);
         self.account(Arc::from(uid), at, requests, spread_group(pod), false);

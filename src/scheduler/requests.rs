@@ -10,6 +10,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Container, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec, Toleration};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use crate::api;
+
 /// What a container without a request counts for when nodes are scored (never when they are filtered), as in Kubernetes.
 const DEFAULT_CPU_MILLI: i64 = 100;
 const DEFAULT_MEMORY_BYTES: i64 = 200 * 1024 * 1024;
@@ -253,58 +255,12 @@ impl Amounts {
 
 /// In thousandths, rounded up. What cannot be read counts as nothing: validation refused it at the door.
 pub fn milli(quantity: &Quantity) -> i64 {
-    scaled(&quantity.0, 1000).unwrap_or(0)
+    api::quantity::Quantity::parse(&quantity.0).map_or(0, |quantity| quantity.milli())
 }
 
 /// In whole units, rounded up.
 pub fn whole(quantity: &Quantity) -> i64 {
-    scaled(&quantity.0, 1).unwrap_or(0)
-}
-
-/// Kubernetes' number with a suffix (`1500m`, `1.5Gi`, `12e6`), times `scale`, rounded up, bounded to 64 bits.
-fn scaled(text: &str, scale: i128) -> Option<i64> {
-    let digits_end = text.find(|c: char| !c.is_ascii_digit() && !matches!(c, '.' | '+' | '-')).unwrap_or(text.len());
-    let (number, suffix) = text.split_at(digits_end);
-    let (negative, number) = match number.strip_prefix('-') {
-        Some(rest) => (true, rest),
-        None => (false, number.strip_prefix('+').unwrap_or(number)),
-    };
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    // Nine decimals are more than any quantity may have; what lies beyond still rounds up.
-    let kept = fraction.get(..fraction.len().min(9))?;
-    let mut units: i128 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
-    units = units.checked_mul(1_000_000_000)?;
-    if !kept.is_empty() {
-        units += kept.parse::<i128>().ok()? * 10_i128.pow(9 - kept.len() as u32);
-    }
-    let (times, over): (i128, i128) = match suffix {
-        "" => (1, 1),
-        "n" => (1, 1_000_000_000),
-        "u" => (1, 1_000_000),
-        "m" => (1, 1_000),
-        "k" => (1_000, 1),
-        "M" => (1_000_000, 1),
-        "G" => (1_000_000_000, 1),
-        "T" => (1_000_000_000_000, 1),
-        "P" => (1_000_000_000_000_000, 1),
-        "E" => (1_000_000_000_000_000_000, 1),
-        "Ki" => (1 << 10, 1),
-        "Mi" => (1 << 20, 1),
-        "Gi" => (1 << 30, 1),
-        "Ti" => (1 << 40, 1),
-        "Pi" => (1 << 50, 1),
-        "Ei" => (1 << 60, 1),
-        exponent => {
-            let power: i32 = exponent.strip_prefix(['e', 'E'])?.parse().ok()?;
-            let size = 10_i128.checked_pow(power.unsigned_abs())?;
-            if power < 0 { (1, size) } else { (size, 1) }
-        }
-    };
-    let numerator = units.checked_mul(times)?.checked_mul(scale)?;
-    let denominator = over.checked_mul(1_000_000_000)?;
-    let rounded_up = numerator / denominator + i128::from(numerator % denominator != 0);
-    let value = i64::try_from(rounded_up).unwrap_or(i64::MAX);
-    Some(if negative { -value } else { value })
+    api::quantity::Quantity::parse(&quantity.0).map_or(0, |quantity| quantity.value())
 }
 
 impl Constraints {

@@ -3,7 +3,6 @@
 //! Every write is guarded by the version it was decided on, so a pass on an old picture fails instead of doing harm.
 //! Must never decide anything itself.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -239,15 +238,11 @@ impl Reconciler for Deployments {
         self.deployments.lock().contains(key)
     }
 
-    // Spelled out: `async fn` would not promise `'static`, which the frame needs.
-    #[allow(clippy::manual_async_fn)]
-    fn reconcile(self: Arc<Self>, key: Key) -> impl Future<Output = Result<Next, ReconcileError>> + 'static {
-        async move {
-            self.synced.wait().await;
-            let now = Timestamp::now();
-            let Some((deployment, plan)) = self.plan(&key, now) else { return Ok(Next::Gone) };
-            self.carry_out(&deployment, &plan).await.map_err(ReconcileError::from)?;
-            Ok(plan.again_at.map_or(Next::Settled, |at| Next::After(until(at, now))))
-        }
+    async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, ReconcileError> {
+        self.synced.wait().await;
+        let now = Timestamp::now();
+        let Some((deployment, plan)) = self.plan(&key, now) else { return Ok(Next::Gone) };
+        self.carry_out(&deployment, &plan).await.map_err(ReconcileError::from)?;
+        Ok(plan.again_at.map_or(Next::Settled, |at| Next::After(until(at, now))))
     }
 }

@@ -4,7 +4,6 @@
 //! left to do. Before anything is deleted the object is read live: what the graph knows may be old.
 
 use std::collections::HashSet;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -282,13 +281,9 @@ impl Reconciler for GarbageCollector {
         self.pending.lock().contains(key)
     }
 
-    // Spelled out: `async fn` would not promise `'static`, which the frame needs.
-    #[allow(clippy::manual_async_fn)]
-    fn reconcile(self: Arc<Self>, key: Key) -> impl Future<Output = Result<Next, ReconcileError>> + 'static {
-        async move {
-            self.pending.lock().remove(&key);
-            while self.step_object(&key).await.map_err(ReconcileError::from)? {}
-            Ok(Next::Gone)
-        }
+    async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, ReconcileError> {
+        self.pending.lock().remove(&key);
+        while self.step_object(&key).await.map_err(ReconcileError::from)? {}
+        Ok(Next::Gone)
     }
 }

@@ -4,7 +4,6 @@
 //! nodes it looks again, since content of any kind may be the last to go.
 
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -126,32 +125,28 @@ impl Reconciler for Namespaces {
         self.namespaces.lock().contains(key)
     }
 
-    // Spelled out: `async fn` would not promise `'static`, which the frame needs.
-    #[allow(clippy::manual_async_fn)]
-    fn reconcile(self: Arc<Self>, key: Key) -> impl Future<Output = Result<Next, ReconcileError>> + 'static {
-        async move {
-            let Some(namespace) = self.namespaces.lock().get(&key).cloned() else { return Ok(Next::Gone) };
-            if core::next(&namespace) == core::Next::Nothing {
-                return Ok(Next::Settled);
+    async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, ReconcileError> {
+        let Some(namespace) = self.namespaces.lock().get(&key).cloned() else { return Ok(Next::Gone) };
+        if core::next(&namespace) == core::Next::Nothing {
+            return Ok(Next::Settled);
+        }
+        let remains = self.sweep(&key).await.map_err(ReconcileError::from)?;
+        match core::after_sweep(&namespace, &remains, Timestamp::now()) {
+            AfterSweep::Finalize => {
+                match self.finalize(&namespace).await {
+                    Ok(()) => {}
+                    Err(status) if status.http_code() == 404 => {}
+                    Err(status) => return Err(status.into()),
+                }
+                Ok(Next::Settled)
             }
-            let remains = self.sweep(&key).await.map_err(ReconcileError::from)?;
-            match core::after_sweep(&namespace, &remains, Timestamp::now()) {
-                AfterSweep::Finalize => {
-                    match self.finalize(&namespace).await {
-                        Ok(()) => {}
-                        Err(status) if status.http_code() == 404 => {}
-                        Err(status) => return Err(status.into()),
-                    }
-                    Ok(Next::Settled)
+            AfterSweep::Wait(status) => {
+                if let Some(status) = status {
+                    let update = Namespace { status: Some(status), ..(*namespace).clone() };
+                    let written = self.writer.update_status(&update).await.map_err(ReconcileError::from)?;
+                    self.namespaces.lock().wrote(Arc::new(written), Instant::now());
                 }
-                AfterSweep::Wait(status) => {
-                    if let Some(status) = status {
-                        let update = Namespace { status: Some(status), ..(*namespace).clone() };
-                        let written = self.writer.update_status(&update).await.map_err(ReconcileError::from)?;
-                        self.namespaces.lock().wrote(Arc::new(written), Instant::now());
-                    }
-                    Ok(Next::After(SWEEP_AGAIN))
-                }
+                Ok(Next::After(SWEEP_AGAIN))
             }
         }
     }

@@ -17,7 +17,7 @@ use crate::registry::{Api, DeleteOptions, Registry, WriteOptions};
 const NODE_WRITE_TRIES: usize = 8;
 
 /// Taints the node and marks it unknown, and force-deletes those of `pods` (all that it runs, as far as known) that do not
-/// tolerate its loss. Returns how many went. The node must be fenced: it runs nothing any more, or will stop it before
+/// tolerate its loss. Returns how many are gone. The node must be fenced: it runs nothing any more, or will stop it before
 /// it is heard of again.
 ///
 /// # Errors
@@ -61,7 +61,8 @@ pub(super) async fn evict(registry: &Registry, pods: &[Arc<Pod>]) -> usize {
     for (pod, result) in pods.iter().zip(deleted) {
         match result {
             Ok(_) => gone += 1,
-            Err(status) if matches!(status.http_code(), 404 | 409) => {}
+            // Somebody else was first: the taint alone drives them away too.
+            Err(status) if matches!(status.http_code(), 404 | 409) => gone += 1,
             Err(status) => {
                 let name = pod.metadata.name.as_deref().unwrap_or_default();
                 tracing::warn!(pod = name, %status, "a pod of a lost node could not be deleted");

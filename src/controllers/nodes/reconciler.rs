@@ -1,7 +1,6 @@
 //! Drives pods away from nodes with NoExecute taints that they do not tolerate, or tolerate no longer.
 
 use std::collections::{HashMap, HashSet};
-use std::future::Future;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -18,9 +17,6 @@ use crate::controllers::reconcile::{Feed, Key, Next, ReconcileError, Reconciler}
 use crate::controllers::watches::{Synced, Watches, feed};
 use crate::registry::{DeleteOptions, EventType, InformerEvent};
 
-/// When each taint (key and value) was first seen on a node.
-type FirstSeen = HashMap<(String, Option<String>), Timestamp>;
-
 /// The controller of nodes' taints.
 pub struct Nodes {
     writer: Writer,
@@ -32,6 +28,9 @@ pub struct Nodes {
     first_seen: Mutex<HashMap<Key, FirstSeen>>,
     synced: Synced,
 }
+
+/// By key and value of the taint.
+type FirstSeen = HashMap<(String, Option<String>), Timestamp>;
 
 /// Pods that have a node, by node.
 #[derive(Default)]
@@ -92,11 +91,13 @@ impl Nodes {
                 let mut pods = self.pods.lock();
                 pods.index.deleted(old);
                 let key: Key = key_of(&old.metadata).into();
-                if let Some(node) = node_name(old) {
-                    if !pods.index.contains(&key) {
-                        if let Some(keys) = pods.by_node.get_mut(node) {
-                            keys.remove(&key);
-                        }
+                if let Some(node) = node_name(old)
+                    && !pods.index.contains(&key)
+                    && let Some(keys) = pods.by_node.get_mut(node)
+                {
+                    keys.remove(&key);
+                    if keys.is_empty() {
+                        pods.by_node.remove(node);
                     }
                 }
             }
@@ -105,7 +106,7 @@ impl Nodes {
     }
 
     /// Remembers when taints were first seen, and forgets those that are gone.
-    fn note_taints(&self, key: &Key, node: &Node, now: Timestamp) -> HashMap<(String, Option<String>), Timestamp> {
+    fn note_taints(&self, key: &Key, node: &Node, now: Timestamp) -> FirstSeen {
         let taints = node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
         let present: HashSet<_> = taints.iter().filter(|taint| taint.effect == NO_EXECUTE).map(name_of).collect();
         let mut all = self.first_seen.lock();
@@ -151,34 +152,30 @@ impl Reconciler for Nodes {
         self.nodes.lock().contains(key)
     }
 
-    // Spelled out: `async fn` would not promise `'static`, which the frame needs.
-    #[allow(clippy::manual_async_fn)]
-    fn reconcile(self: Arc<Self>, key: Key) -> impl Future<Output = Result<Next, ReconcileError>> + 'static {
-        async move {
-            self.synced.wait().await;
-            let now = Timestamp::now();
-            let Some(node) = self.nodes.lock().get(&key).cloned() else {
-                self.first_seen.lock().remove(&key);
-                return Ok(Next::Gone);
-            };
-            let seen = self.note_taints(&key, &node, now);
-            let on_node = self.pods.lock().on(&key);
-            let since = |taint: &Taint| seen.get(&name_of(taint)).copied().unwrap_or(now);
-            let evictions = core::evictions(&node, &on_node, since, now);
-            if is_lost(&node) {
-                // Also what a leader before us did not come to; nobody is left to stop these in order.
-                let mut going = evictions.now;
-                going.extend(on_node.iter().filter(|pod| is_terminating(pod)).cloned());
-                evict(self.writer.registry(), &going).await;
-            } else {
-                for pod in evictions.now.iter().filter(|pod| is_active(pod)) {
-                    let name = key_of(&pod.metadata);
-                    let message = format!("Marking for deletion Pod {name}");
-                    self.writer.note(&**pod, EventType::Normal, "TaintManagerEviction", &message);
-                    self.writer.delete(&**pod, DeleteOptions::default()).await.map_err(ReconcileError::from)?;
-                }
+    async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, ReconcileError> {
+        self.synced.wait().await;
+        let now = Timestamp::now();
+        let Some(node) = self.nodes.lock().get(&key).cloned() else {
+            self.first_seen.lock().remove(&key);
+            return Ok(Next::Gone);
+        };
+        let seen = self.note_taints(&key, &node, now);
+        let on_node = self.pods.lock().on(&key);
+        let since = |taint: &Taint| seen.get(&name_of(taint)).copied().unwrap_or(now);
+        let evictions = core::evictions(&node, &on_node, since, now);
+        if is_lost(&node) {
+            // Also what a leader before us did not come to; nobody is left to stop these in order.
+            let mut going = evictions.now;
+            going.extend(on_node.iter().filter(|pod| is_terminating(pod)).cloned());
+            evict(self.writer.registry(), &going).await;
+        } else {
+            for pod in evictions.now.iter().filter(|pod| is_active(pod)) {
+                let name = key_of(&pod.metadata);
+                let message = format!("Marking for deletion Pod {name}");
+                self.writer.note(&**pod, EventType::Normal, "TaintManagerEviction", &message);
+                self.writer.delete(&**pod, DeleteOptions::default()).await.map_err(ReconcileError::from)?;
             }
-            Ok(evictions.next_at.map_or(Next::Settled, |at| Next::After(until(at, now))))
         }
+        Ok(evictions.next_at.map_or(Next::Settled, |at| Next::After(until(at, now))))
     }
 }

@@ -3,7 +3,6 @@
 //! Reads from indices that the feeds keep, writes through the registry, and puts what it wrote into the indices at once.
 //! Must never decide anything itself.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -195,37 +194,33 @@ impl Reconciler for ReplicaSets {
         self.sets.lock().contains(key)
     }
 
-    // Spelled out: `async fn` would not promise `'static`, which the frame needs.
-    #[allow(clippy::manual_async_fn)]
-    fn reconcile(self: Arc<Self>, key: Key) -> impl Future<Output = Result<Next, ReconcileError>> + 'static {
-        async move {
-            self.synced.wait().await;
-            let Some((set, plan)) = self.plan(&key) else { return Ok(Next::Gone) };
-            self.claim(&set, &plan).await.map_err(ReconcileError::from)?;
-            let failure = if plan.create > 0 {
-                self.create(&set, plan.create).await
-            } else if plan.delete.is_empty() {
-                None
-            } else {
-                self.delete(&set, &plan.delete).await
-            };
-            let now = Timestamp::now();
-            // What was just made or deleted is in the index; the status tells of it in the next pass.
-            let (status, next) = core::status(&set, &plan.owned, failure.as_ref(), now);
-            if set.status.as_ref() != Some(&status) {
-                let mut update = (*set).clone();
-                update.status = Some(status);
-                let written = self.writer.update_status(&update).await.map_err(ReconcileError::from)?;
-                self.sets.lock().wrote(Arc::new(written), Instant::now());
-            }
-            if let Some(failure) = failure {
-                return Err(ReconcileError::Failed(failure.message));
-            }
-            Ok(match next {
-                Some(at) => Next::After(until(at, now)),
-                None if self.pods.lock().is_ahead() => Next::After(AHEAD_CHECK),
-                None => Next::Settled,
-            })
+    async fn reconcile(self: Arc<Self>, key: Key) -> Result<Next, ReconcileError> {
+        self.synced.wait().await;
+        let Some((set, plan)) = self.plan(&key) else { return Ok(Next::Gone) };
+        self.claim(&set, &plan).await.map_err(ReconcileError::from)?;
+        let failure = if plan.create > 0 {
+            self.create(&set, plan.create).await
+        } else if plan.delete.is_empty() {
+            None
+        } else {
+            self.delete(&set, &plan.delete).await
+        };
+        let now = Timestamp::now();
+        // What was just made or deleted is in the index; the status tells of it in the next pass.
+        let (status, next) = core::status(&set, &plan.owned, failure.as_ref(), now);
+        if set.status.as_ref() != Some(&status) {
+            let mut update = (*set).clone();
+            update.status = Some(status);
+            let written = self.writer.update_status(&update).await.map_err(ReconcileError::from)?;
+            self.sets.lock().wrote(Arc::new(written), Instant::now());
         }
+        if let Some(failure) = failure {
+            return Err(ReconcileError::Failed(failure.message));
+        }
+        Ok(match next {
+            Some(at) => Next::After(until(at, now)),
+            None if self.pods.lock().is_ahead() => Next::After(AHEAD_CHECK),
+            None => Next::Settled,
+        })
     }
 }

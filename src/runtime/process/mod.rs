@@ -8,7 +8,7 @@
 //! Environment that a container gets beside what its pod asks for (the pod's own entries win):
 //! `PATH`, `HOME`, `LANG`, `TZ`, `USER` of the agent; `HOSTNAME` (the pod's name); `HOST` (the pod's address, which the
 //! container should listen on: the machine's ports are shared by all pods) and `PORT` (the first declared
-//! `containerPort`); `PHALANX_BIN` (this binary); `PHALANX_CONTAINER_ID`; `PHALANX_TERMINATION_LOG` (a file whose
+//! `containerPort`); `PHALANX_BIN` (this binary); `PHALANX_CONTAINER_DIR`; `PHALANX_TERMINATION_LOG` (a file whose
 //! content becomes the termination message). A command `phalanx` without a slash is this binary.
 pub mod procfs;
 pub mod protocol;
@@ -31,7 +31,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-use self::procfs::CONTAINER_ID_ENV;
+use self::procfs::CONTAINER_DIR_ENV;
 use self::protocol::*;
 use super::{
     Container, ContainerSpec, EXEC_OUTPUT_BYTES_MAX, ExecResult, ExitStatus, Runtime, RuntimeError, SIGKILL_EXIT_CODE,
@@ -98,8 +98,8 @@ impl ProcessRuntime {
             .filter(|(name, _)| !spec.env.iter().any(|(asked, _)| asked == name))
             .collect();
         env.append(&mut spec.env);
-        env.retain(|(name, _)| name != CONTAINER_ID_ENV);
-        env.push((CONTAINER_ID_ENV.to_owned(), spec.id.clone()));
+        env.retain(|(name, _)| name != CONTAINER_DIR_ENV);
+        env.push((CONTAINER_DIR_ENV.to_owned(), spec.dir.to_string_lossy().into_owned()));
         spec.env = env;
         Ok(spec)
     }
@@ -173,7 +173,7 @@ impl Runtime for ProcessRuntime {
             std::fs::remove_file(dir.join(SPEC_FILE)).map_err(RuntimeError::io("cannot remove", &dir))?;
             return Ok(None);
         };
-        let exit = bury(&dir, &state, &spec.id).await;
+        let exit = bury(&dir, &state).await;
         Ok(Some(ProcessContainer::ended(spec, Some(state), exit)))
     }
 }
@@ -235,9 +235,9 @@ async fn ask(stream: &mut BufReader<UnixStream>, request: &Request) -> io::Resul
 }
 
 /// The shim is dead and left no exit: ends what it held, and writes the exit in its place.
-async fn bury(dir: &Path, state: &State, id: &str) -> ExitStatus {
-    let (owned_state, owned_id) = (state.clone(), id.to_owned());
-    let _ = tokio::task::spawn_blocking(move || procfs::kill_survivors(&owned_state, &owned_id, SURVIVOR_ROUNDS)).await;
+async fn bury(dir: &Path, state: &State) -> ExitStatus {
+    let (of, own) = (state.clone(), dir.to_owned());
+    let _ = tokio::task::spawn_blocking(move || procfs::kill_survivors(&of, &own, SURVIVOR_ROUNDS)).await;
     let exit = ExitStatus { code: SIGKILL_EXIT_CODE, ..ExitStatus::signalled(Signal::SIGKILL as i32) }
         .because("Error", "the shim that held the container was killed, and the container with it");
     if let Err(error) = write_json(&dir.join(EXIT_FILE), &exit) {
@@ -314,7 +314,7 @@ async fn watch_shim(spec: &ContainerSpec, state: &State, mut known: Option<UnixS
             return exit;
         }
         if shim_is_gone {
-            return bury(dir, state, &spec.id).await;
+            return bury(dir, state).await;
         }
         tokio::time::sleep(Duration::from_millis(SHIM_CONNECT_RETRY_MS)).await;
     }
@@ -444,6 +444,7 @@ async fn collect(from: Option<impl tokio::io::AsyncRead + Unpin>, output: &parki
 /// Kills every shim and everything that it holds under a node's directory of containers, as the loss of the machine
 /// would: no exit is written, nobody is told. For chaos commands and for tests. Returns the number of containers hit.
 pub fn kill_node_processes(containers: &Path) -> usize {
+    let Ok(containers) = std::path::absolute(containers) else { return 0 };
     fn state_dirs(dir: &Path, depth: usize, found: &mut Vec<PathBuf>) {
         for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
             let path = entry.path();
@@ -455,19 +456,16 @@ pub fn kill_node_processes(containers: &Path) -> usize {
         }
     }
     let mut dirs = Vec::new();
-    state_dirs(containers, 2, &mut dirs);
+    state_dirs(&containers, 2, &mut dirs);
     let mut hit = 0;
     for dir in dirs {
         let state = read_json::<State>(&dir.join(STATE_FILE)).ok().flatten();
-        let spec = read_json::<ContainerSpec>(&dir.join(SPEC_FILE)).ok().flatten();
-        let (Some(state), Some(spec)) = (state, spec) else {
-            continue;
-        };
+        let Some(state) = state else { continue };
         let alive = state.boot_id == procfs::boot_id() && procfs::is_alive(state.shim_pid, state.shim_start_ticks);
         if alive {
             let _ = kill(Pid::from_raw(state.shim_pid), Signal::SIGKILL);
         }
-        hit += usize::from(procfs::kill_survivors(&state, &spec.id, SURVIVOR_ROUNDS) > 0 || alive);
+        hit += usize::from(procfs::kill_survivors(&state, &dir, SURVIVOR_ROUNDS) > 0 || alive);
     }
     hit
 }
@@ -506,7 +504,7 @@ mod tests {
     fn the_pods_own_environment_wins_and_phalanx_means_this_binary() {
         let runtime = ProcessRuntime::with_binary("/bin/phalanx".into());
         let done =
-            runtime.complete(spec(&["phalanx", "demo-server"], &[("PORT", "9"), (CONTAINER_ID_ENV, "lie")])).unwrap();
+            runtime.complete(spec(&["phalanx", "demo-server"], &[("PORT", "9"), (CONTAINER_DIR_ENV, "lie")])).unwrap();
         let all = |name: &str| -> Vec<&str> {
             done.env.iter().filter(|(key, _)| key == name).map(|(_, value)| value.as_str()).collect()
         };
@@ -514,7 +512,7 @@ mod tests {
         assert_eq!(all("HOST"), ["127.1.2.3"]);
         assert_eq!(all("HOSTNAME"), ["web"]);
         assert_eq!(all("PHALANX_BIN"), ["/bin/phalanx"]);
-        assert_eq!(all(CONTAINER_ID_ENV), ["uid_c_0"]);
+        assert_eq!(all(CONTAINER_DIR_ENV), ["/nowhere"]);
         assert_eq!(done.command[0], "/bin/phalanx");
     }
 }

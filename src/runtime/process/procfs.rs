@@ -1,13 +1,14 @@
 //! Finding and ending processes by what `/proc` says of them, so that a recycled process number is never hit.
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::protocol::State;
 
-/// Names a container in the environment of all its processes; finds those that left its session.
-pub const CONTAINER_ID_ENV: &str = "PHALANX_CONTAINER_ID";
+/// Holds the state directory of a container in the environment of all its processes; finds those that left its session.
+/// The directory, not the id: no other node, cluster or test of this machine has it.
+pub const CONTAINER_DIR_ENV: &str = "PHALANX_CONTAINER_DIR";
 
 /// Some fields of `/proc/<pid>/stat`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,14 +64,14 @@ pub fn is_alive(pid: i32, start_ticks: u64) -> bool {
     stat(pid).is_some_and(|stat| stat.start_ticks == start_ticks && stat.state != 'Z')
 }
 
-/// The living processes of a container whose shim is dead: those of its session, and those that carry its id.
-pub fn survivors(state: &State, container_id: &str) -> Vec<i32> {
+/// The living processes of a container whose shim is dead: those of its session, and those that carry its directory.
+pub fn survivors(state: &State, dir: &Path) -> Vec<i32> {
     if state.boot_id != boot_id() {
         return Vec::new();
     }
     // A session number cannot be reused while a process is in it; if its leader's number was, this session is gone.
     let session_is_ours = stat(state.shim_pid).is_none_or(|leader| leader.start_ticks == state.shim_start_ticks);
-    let marker = format!("{CONTAINER_ID_ENV}={container_id}");
+    let marker = format!("{CONTAINER_DIR_ENV}={}", dir.display());
     processes()
         .filter(|stat| stat.state != 'Z' && stat.pid != state.shim_pid)
         .filter(|stat| {
@@ -87,10 +88,10 @@ fn carries(pid: i32, marker: &str) -> bool {
 }
 
 /// Kills what a dead shim left behind, until nothing is left or `rounds` were not enough. Returns how many were killed.
-pub fn kill_survivors(state: &State, container_id: &str, rounds: usize) -> usize {
+pub fn kill_survivors(state: &State, dir: &Path, rounds: usize) -> usize {
     let mut killed = 0;
     for _ in 0..rounds {
-        let found = survivors(state, container_id);
+        let found = survivors(state, dir);
         if found.is_empty() {
             break;
         }
