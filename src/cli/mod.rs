@@ -1,20 +1,45 @@
 //! The commands: what a person types, and what a script reads.
 //!
 //! A command is one file with an argument struct and `run(args, &Global) -> Result<(), CliError>`, and one line in
-//! [`Command`] and in `dispatch`. Nothing here decides anything about a cluster. Must never panic on what a user, a file or
-//! a server says. Called by `main`; a failure becomes one line on standard error ([`error::report`]).
+//! [`Command`] and in `dispatch`. Nothing here decides anything about a cluster: the verbs talk to the API server as any
+//! client does, the commands that run a cluster call `cluster`. Must never panic on what a user, a file or a server
+//! says. Called by `main`; a failure becomes one line on standard error ([`error::report`]).
 
 pub mod agent;
+pub mod api_resources;
+pub mod apply;
+pub mod bench;
 pub mod chaos;
+pub mod client;
+pub mod columns;
+pub mod cordon;
+pub mod create;
+pub mod delete;
+pub mod demo;
+pub mod demo_server;
+pub mod describe;
+pub mod discovery;
 pub mod down;
 pub mod error;
+pub mod events;
+pub mod failover;
+pub mod get;
 pub mod global;
 pub mod kubeconfig;
+pub mod label;
+pub mod logs;
+pub mod manifest;
+pub mod progress;
+pub mod rollout;
+pub mod scale;
 pub mod server;
 pub mod status;
+pub mod text;
+pub mod three_way;
 pub mod token;
 pub mod tree;
 pub mod up;
+pub mod version;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -30,11 +55,13 @@ pub use global::{Global, Output};
     name = "phalanx",
     version,
     propagate_version = true,
+    disable_help_subcommand = false,
     max_term_width = 110,
     after_help = "Examples:
+  phalanx demo                           see a cluster of five nodes heal itself, in a minute
   phalanx up --nodes 5 --servers 3       a cluster on this machine; Ctrl-C stops it
-  phalanx status                         its nodes, its leader, their leases
-  phalanx chaos kill n4                  what a power cut does to a node
+  phalanx apply -f web.yaml              create or change what a manifest says
+  phalanx get pods -o wide -w            what runs where, as it changes
   phalanx tree                           every actor of the cluster
   phalanx completions bash               for your shell's completion directory
 
@@ -52,6 +79,8 @@ pub struct Cli {
 /// The commands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Shows a cluster that heals itself: starts five nodes, kills one, kills the leader, measures
+    Demo(demo::DemoArgs),
     /// Starts a whole cluster of separate processes on this machine
     Up(up::UpArgs),
     /// Stops the cluster that `up` started, with everything it runs
@@ -70,6 +99,40 @@ pub enum Command {
     Server(server::ServerArgs),
     /// Runs one agent of a cluster in this process
     Agent(agent::AgentArgs),
+
+    /// Lists objects, or one
+    Get(get::GetArgs),
+    /// Tells all about objects, with their events
+    Describe(describe::DescribeArgs),
+    /// Creates what a manifest says, or changes what is there to match it
+    Apply(apply::ApplyArgs),
+    /// Creates what a manifest says; fails where it exists
+    Create(create::CreateArgs),
+    /// Deletes objects and waits until they are gone
+    Delete(delete::DeleteArgs),
+    /// Sets how many replicas a workload has
+    Scale(scale::ScaleArgs),
+    /// Shows and steers the rollout of a Deployment
+    Rollout(rollout::RolloutArgs),
+    /// Prints what containers say
+    Logs(logs::LogsArgs),
+    /// Lists events, newest last
+    Events(events::EventsArgs),
+    /// Sets and removes labels
+    Label(label::LabelArgs),
+    /// Sets and removes annotations
+    Annotate(label::AnnotateArgs),
+    /// Keeps new pods away from nodes
+    Cordon(cordon::CordonArgs),
+    /// Lets new pods onto nodes again
+    Uncordon(cordon::CordonArgs),
+    /// Lists the kinds of objects that the server serves
+    ApiResources(api_resources::ApiResourcesArgs),
+    /// Prints the versions of this program and of the server
+    Version(version::VersionArgs),
+
+    /// Measures how fast a cluster recovers
+    Bench(bench::BenchArgs),
     /// Prints the completion script of a shell
     #[command(after_help = "Examples:
   phalanx completions bash > ~/.local/share/bash-completion/completions/phalanx
@@ -79,6 +142,28 @@ pub enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
+    /// Serves HTTP: the small service of the demo
+    DemoServer(demo_server::DemoServerArgs),
+}
+
+/// What a command needs around it.
+enum Setting {
+    /// Threads for many things at once; logs at `info`.
+    Member,
+    /// Threads; quiet unless asked.
+    Client,
+    /// As small as can be.
+    Small,
+}
+
+impl Command {
+    fn setting(&self) -> Setting {
+        match self {
+            Self::Server(_) | Self::Agent(_) => Setting::Member,
+            Self::DemoServer(_) => Setting::Small,
+            _ => Setting::Client,
+        }
+    }
 }
 
 /// Parses the command line, runs the command, says what failed.
@@ -91,11 +176,15 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    let member = matches!(cli.command, Command::Server(_) | Command::Agent(_));
-    trace(member, cli.global.verbose);
+    let setting = cli.command.setting();
+    trace(&setting, cli.global.verbose);
     // Fails when a provider is installed already, which serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let mut builder = match setting {
+        Setting::Small => tokio::runtime::Builder::new_current_thread(),
+        Setting::Member | Setting::Client => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             return error::report(Err(CliError::new(format!("the system gives no threads or events: {error}"))));
@@ -110,6 +199,7 @@ pub fn main() -> ExitCode {
 async fn dispatch(cli: Cli) -> Result<(), CliError> {
     let global = &cli.global;
     match cli.command {
+        Command::Demo(args) => demo::run(args, global).await,
         Command::Up(args) => up::run(args, global).await,
         Command::Down(args) => down::run(args, global).await,
         Command::Status(args) => status::run(args, global).await,
@@ -119,22 +209,39 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Token(args) => token::run(args, global).await,
         Command::Server(args) => server::run(args, global).await,
         Command::Agent(args) => agent::run(args, global).await,
+        Command::Get(args) => get::run(args, global).await,
+        Command::Describe(args) => describe::run(args, global).await,
+        Command::Apply(args) => apply::run(args, global).await,
+        Command::Create(args) => create::run(args, global).await,
+        Command::Delete(args) => delete::run(args, global).await,
+        Command::Scale(args) => scale::run(args, global).await,
+        Command::Rollout(args) => rollout::run(args, global).await,
+        Command::Logs(args) => logs::run(args, global).await,
+        Command::Events(args) => events::run(args, global).await,
+        Command::Label(args) => label::run_label(args, global).await,
+        Command::Annotate(args) => label::run_annotate(args, global).await,
+        Command::Cordon(args) => cordon::run(args, true, global).await,
+        Command::Uncordon(args) => cordon::run(args, false, global).await,
+        Command::ApiResources(args) => api_resources::run(args, global).await,
+        Command::Version(args) => version::run(args, global).await,
+        Command::Bench(args) => bench::run(args, global).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "phalanx", &mut script);
             error::print(&String::from_utf8_lossy(&script))
         }
+        Command::DemoServer(args) => demo_server::run(args).await,
     }
 }
 
 /// Logs go to standard error. `PHALANX_LOG` decides (the syntax of `tracing_subscriber::EnvFilter`), else the command
 /// and `-v`. A filter that cannot be read is said so and ignored.
-fn trace(member: bool, verbose: u8) {
-    let usual = match (member, verbose) {
-        (true, 0) => "info,openraft=error",
-        (true, 1) => "info,openraft=warn,phalanx=debug,phalanx_actors=debug,phalanx_transport=debug",
-        (false, 0) => "off",
-        (false, 1) => "warn,phalanx=info",
+fn trace(setting: &Setting, verbose: u8) {
+    let usual = match (setting, verbose) {
+        (Setting::Member, 0) => "info,openraft=error",
+        (Setting::Member, 1) => "info,openraft=warn,phalanx=debug,phalanx_actors=debug,phalanx_transport=debug",
+        (Setting::Client | Setting::Small, 0) => "off",
+        (Setting::Client | Setting::Small, 1) => "warn,phalanx=info",
         _ => "debug",
     };
     let filter = match std::env::var("PHALANX_LOG") {
@@ -163,9 +270,10 @@ mod tests {
 
     #[test]
     fn flags_of_every_command_may_stand_before_or_after_it() {
-        let before = Cli::try_parse_from(["phalanx", "-o", "json", "status"]).expect("parsed");
-        let after = Cli::try_parse_from(["phalanx", "status", "-o", "json"]).expect("parsed");
+        let before = Cli::try_parse_from(["phalanx", "-n", "a", "-o", "json", "get", "pods"]).expect("parsed");
+        let after = Cli::try_parse_from(["phalanx", "get", "pods", "-n", "a", "-o", "json"]).expect("parsed");
         for cli in [before, after] {
+            assert_eq!(cli.global.namespace.as_deref(), Some("a"));
             assert!(cli.global.json());
         }
     }
@@ -174,8 +282,8 @@ mod tests {
     fn a_command_line_that_cannot_be_understood_exits_with_2_and_help_with_0() {
         for (line, code) in [
             (&["phalanx", "frobnicate"][..], 2),
-            (&["phalanx", "chaos", "kill"][..], 2),
-            (&["phalanx", "up", "--help"][..], 0),
+            (&["phalanx", "scale", "deploy/web"][..], 2),
+            (&["phalanx", "get", "--help"][..], 0),
             (&["phalanx", "--version"][..], 0),
         ] {
             assert_eq!(Cli::try_parse_from(line).expect_err("no command").exit_code(), code, "{line:?}");
