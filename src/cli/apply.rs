@@ -1,7 +1,7 @@
 //! `phalanx apply`: what a manifest says becomes so, document by document.
 //!
 //! As kubectl's client-side apply: what is missing is created with the last-applied annotation, what is there gets a
-//! three-way patch (see [`three_way`](super::three_way)). A document that fails does not stop those after it; all
+//! three-way patch (see [`three_way`]). A document that fails does not stop those after it; all
 //! failures are named, and the exit code is 1.
 
 use clap::Args;
@@ -13,8 +13,8 @@ use super::error::{complain, println, warn};
 use super::manifest::{Filename, Intent, at};
 use super::progress::Progress;
 use super::text::{self, query};
-use super::three_way::{self, LAST_APPLIED};
 use super::{CliError, Global, Output};
+use crate::api::patch::three_way::{self, LAST_APPLIED};
 
 /// Who owns the fields that are applied.
 const FIELD_MANAGER: &str = "phalanx-client-side-apply";

@@ -35,7 +35,6 @@ pub mod scale;
 pub mod server;
 pub mod status;
 pub mod text;
-pub mod three_way;
 pub mod token;
 pub mod tree;
 pub mod up;

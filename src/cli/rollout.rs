@@ -23,7 +23,7 @@ const RESTARTED_AT: &str = "kubectl.kubernetes.io/restartedAt";
 const TEMPLATE_HASH: &str = "pod-template-hash";
 /// Annotations that belong to one object and are not rolled back with a template (kubectl's list).
 const ANNOTATIONS_TO_SKIP: [&str; 6] = [
-    super::three_way::LAST_APPLIED,
+    crate::api::patch::three_way::LAST_APPLIED,
     REVISION,
     "deployment.kubernetes.io/revision-history",
     "deployment.kubernetes.io/desired-replicas",

@@ -3,6 +3,7 @@
 //! The result of a patch is conformed, defaulted and validated by the caller, exactly as a whole new object would be.
 
 mod strategic;
+pub mod three_way;
 
 use serde_json::Value;
 

@@ -88,7 +88,7 @@ pub fn labels(page: &mut Page, object: &Value) {
 pub fn annotations(page: &mut Page, object: &Value) {
     let mut annotations = object["metadata"]["annotations"].clone();
     if let Some(map) = annotations.as_object_mut() {
-        map.remove(crate::cli::three_way::LAST_APPLIED);
+        map.remove(crate::api::patch::three_way::LAST_APPLIED);
     }
     let lines: Vec<String> = text::pairs(&annotations, ": ").iter().map(|l| l.replace('\n', "\\n")).collect();
     page.list(0, "Annotations", &lines);
