@@ -19,6 +19,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::container_log::{Lines, LogFile, Rotation, Stream, record_time};
 use super::{Container, ContainerSpec, ExecResult, ExitStatus, Runtime, RuntimeError};
@@ -130,12 +131,36 @@ pub struct TaskRuntime {
     registry: TaskRegistry,
     /// Where the tasks run.
     on: Handle,
+    running: TaskTracker,
+    /// The parents of every task's own.
+    stop: CancellationToken,
+    kill: CancellationToken,
 }
 
 impl TaskRuntime {
     /// Tasks run on the tokio runtime `on`, which should not be the one of the actors: a task may be slow to yield.
     pub fn new(registry: TaskRegistry, on: Handle) -> Self {
-        Self { registry, on }
+        Self {
+            registry,
+            on,
+            running: TaskTracker::new(),
+            stop: CancellationToken::new(),
+            kill: CancellationToken::new(),
+        }
+    }
+
+    /// Asks every task to stop, gives them `grace` to do so, and cuts off the rest. What is started from now on is cut
+    /// off, too: the node ends.
+    pub async fn shutdown(&self, grace: Duration) {
+        self.stop.cancel();
+        self.running.close();
+        let _ = tokio::time::timeout(grace, self.running.wait()).await;
+        self.kill();
+    }
+
+    /// Cuts off every task, and whatever is started from now on: the node has died.
+    pub fn kill(&self) {
+        self.kill.cancel();
     }
 }
 
@@ -166,17 +191,17 @@ impl Runtime for TaskRuntime {
         }
         let log = LogFile::open(&spec.log_path, Rotation::default());
         let spec = Arc::new(spec);
-        let stop = CancellationToken::new();
+        let stop = self.stop.child_token();
         let context = TaskContext {
             spec: spec.clone(),
             stop: stop.clone(),
             log: Arc::new(Mutex::new((log, Lines::new(Stream::Stdout), Lines::new(Stream::Stderr)))),
         };
         let (tell, exit) = watch::channel(None);
-        let kill = CancellationToken::new();
+        let kill = self.kill.child_token();
         let killed = kill.clone();
         let logged = context.clone();
-        self.on.spawn(async move {
+        let life = async move {
             let run = AssertUnwindSafe(async move { task(context).await }).catch_unwind();
             let status = tokio::select! {
                 biased;
@@ -192,7 +217,8 @@ impl Runtime for TaskRuntime {
                 },
             };
             let _ = tell.send(Some(status));
-        });
+        };
+        self.running.spawn_on(life, &self.on);
         Ok(Arc::new(TaskContainer { spec, started_at: Timestamp::now(), stop, kill, exit }))
     }
 
@@ -329,5 +355,23 @@ mod tests {
         assert_eq!(deaf.wait().await.code, 137);
         assert!(matches!(start(&["nobody"], "x").await, Err(RuntimeError::Start(_))));
         assert!(matches!(start(&[], "nginx").await, Err(RuntimeError::Config(_))));
+    }
+
+    #[tokio::test]
+    async fn no_task_outlives_its_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let tasks = TaskRegistry::new();
+        tasks.register("serves", |context: TaskContext| async move {
+            context.stopped().await;
+            Ok::<(), String>(())
+        });
+        tasks.register("deaf", |_| async { std::future::pending::<Result<(), String>>().await });
+        let runtime = TaskRuntime::new(tasks, Handle::current());
+        let serves = runtime.start(spec(dir.path(), &["serves"], "x")).await.unwrap();
+        let deaf = runtime.start(spec(dir.path(), &["deaf"], "x")).await.unwrap();
+        runtime.shutdown(Duration::from_millis(200)).await;
+        assert_eq!((serves.wait().await.code, deaf.wait().await.code), (0, 137));
+        let late = runtime.start(spec(dir.path(), &["deaf"], "x")).await.unwrap();
+        assert_eq!(late.wait().await.code, 137);
     }
 }
