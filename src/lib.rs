@@ -15,3 +15,9 @@ pub mod runtime;
 pub mod scheduler;
 pub mod security;
 pub mod store;
+
+pub use k8s_openapi;
+pub use kube;
+
+pub use cluster::embedded::{Cluster, ClusterBuilder, ClusterError, LogOptions, NodeInfo, Watch, WatchEvent};
+pub use runtime::task::{TaskContext, TaskRegistry};

@@ -3,6 +3,7 @@
 //! The topmost layer but for the CLI: it may use everything, and nothing but the CLI may use it.
 
 pub mod admin;
+pub mod embedded;
 pub mod front;
 pub mod layout;
 pub mod local;
