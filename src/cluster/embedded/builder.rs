@@ -23,7 +23,6 @@ const DEFAULT_RUNTIME: &str = "task";
 const LOCK_FILE: &str = "lock";
 
 /// Describes a cluster to be started in this process; see [`Cluster::builder`].
-#[derive(Clone)]
 #[must_use = "a builder starts nothing until `start` is awaited"]
 pub struct ClusterBuilder {
     name: String,

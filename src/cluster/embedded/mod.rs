@@ -16,6 +16,7 @@ mod node;
 mod watch;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::File;
 use std::future::Future;
 use std::path::Path;
@@ -181,7 +182,8 @@ impl Cluster {
             cluster.until_ready().await
         };
         if let Err(error) = started.await {
-            cluster.end(End::Kill).await?;
+            // What went wrong first is what matters.
+            let _ = cluster.end(End::Kill).await;
             return Err(error);
         }
         Ok(cluster)
@@ -570,7 +572,7 @@ impl Cluster {
     /// A client of the `kube` crate that reaches the cluster through the HTTPS face of a server that runs now, as any
     /// operator would.
     pub async fn client(&self) -> Result<kube::Client, ClusterError> {
-        let invalid = |e: &dyn std::fmt::Display| ClusterError::Invalid(format!("no client can be made: {e}"));
+        let invalid = |e: &dyn fmt::Display| ClusterError::Invalid(format!("no client can be made: {e}"));
         let kubeconfig = kube::config::Kubeconfig::from_yaml(&self.kubeconfig().await?).map_err(|e| invalid(&e))?;
         let options = kube::config::KubeConfigOptions::default();
         let config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await.map_err(|e| invalid(&e))?;
@@ -598,6 +600,16 @@ impl Cluster {
             futures::future::join_all(group.into_iter().map(|node| node.end(how))).await;
         }
         self.inner.leave()
+    }
+}
+
+impl fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cluster")
+            .field("name", &self.name())
+            .field("dir", &self.dir())
+            .field("nodes", &self.nodes())
+            .finish()
     }
 }
 
