@@ -247,8 +247,9 @@ impl Leadership {
             let nodes = SupervisorSpec::new("nodes", Strategy::OneForOne).unlimited();
             names.iter().fold(nodes, |nodes, name| nodes.child(node_child(name, &node_deps)))
         });
-        let control =
-            SupervisorSpec::new("control", Strategy::RestForOne).intensity(CONTROL_INTENSITY, CONTROL_PERIOD).child(nodes);
+        let control = SupervisorSpec::new("control", Strategy::RestForOne)
+            .intensity(CONTROL_INTENSITY, CONTROL_PERIOD)
+            .child(nodes);
         let control = ctx.supervise(children.into_iter().fold(control, SupervisorSpec::child));
         sessions.open(Desk { registry, recorder, assignments });
         self.term = Some(Term { control, standings, deps, _watches: watches });

@@ -78,8 +78,15 @@ struct AgentEvent {
 #[serde(rename_all = "camelCase")]
 enum Frame<P> {
     /// First in every stream: so many [`Frame::Applied`] follow, and together they are all there is.
-    Snapshot { pods: usize },
+    Snapshot {
+        pods: usize,
+    },
     Applied(P),
     #[serde(rename_all = "camelCase")]
-    Removed { namespace: String, name: String, uid: String, grace_seconds: Option<u64> },
+    Removed {
+        namespace: String,
+        name: String,
+        uid: String,
+        grace_seconds: Option<u64>,
+    },
 }

@@ -19,13 +19,11 @@ use tokio_util::codec::{FramedWrite, LengthDelimitedCodec};
 
 use super::assignments::Assignments;
 use super::{
-    ASSIGNMENT_FRAME_BYTES_MAX, ASSIGNMENTS_PATH, AgentEvent, Frame, Request, ReportOutcome, SESSION_PATH, SessionCall,
+    ASSIGNMENT_FRAME_BYTES_MAX, ASSIGNMENTS_PATH, AgentEvent, Frame, ReportOutcome, Request, SESSION_PATH, SessionCall,
 };
 use crate::api::Status;
 use crate::node::{AssignmentEvent, EventType, PodReport};
-use crate::registry::{
-    self, Api, ApiObject, DeleteOptions, ObjectRef, Recorder, Registry, StatusReport, WriteOptions,
-};
+use crate::registry::{self, Api, ApiObject, DeleteOptions, ObjectRef, Recorder, Registry, StatusReport, WriteOptions};
 
 /// How often a write is tried again because somebody else wrote in between.
 const WRITE_TRIES: usize = 8;
@@ -128,7 +126,9 @@ impl Desk {
                 Request::PodTerminated { namespace, name, uid } => {
                     json(&self.pod_terminated(&node, &namespace, &name, &uid).await?)
                 }
-                Request::ConfigMap { namespace, name } => json(&self.fetch::<ConfigMap>(&node, &namespace, &name).await?),
+                Request::ConfigMap { namespace, name } => {
+                    json(&self.fetch::<ConfigMap>(&node, &namespace, &name).await?)
+                }
                 Request::Secret { namespace, name } => json(&self.fetch::<Secret>(&node, &namespace, &name).await?),
                 Request::Record { events } => {
                     self.record(&node, &events);
@@ -150,13 +150,11 @@ impl Desk {
         for _ in 0..WRITE_TRIES {
             let known = match nodes.get(None, name).await {
                 Ok(known) => known,
-                Err(status) if status.http_code() == 404 => {
-                    match nodes.create(None, &wanted, &options()).await {
-                        Ok(created) => created,
-                        Err(status) if status.http_code() == 409 => continue,
-                        Err(status) => return Err(status),
-                    }
-                }
+                Err(status) if status.http_code() == 404 => match nodes.create(None, &wanted, &options()).await {
+                    Ok(created) => created,
+                    Err(status) if status.http_code() == 409 => continue,
+                    Err(status) => return Err(status),
+                },
                 Err(status) => return Err(status),
             };
             // What others put on the node stays; what the agent knows better is its own.
@@ -315,4 +313,3 @@ fn names(spec: &Value, kind: &str, name: &str) -> bool {
         _ => false,
     }
 }
-
