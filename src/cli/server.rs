@@ -63,7 +63,7 @@ pub async fn run_member(
     };
     let join = args.join.as_deref().map(JoinToken::parse).transpose().map_err(CliError::new)?;
     let dir = NodeDir(std::path::absolute(global.directory())?);
-    let config = MemberConfig { name, dir, role, join, cluster, transport: args.listen, api };
+    let config = MemberConfig { name, dir, role, join, cluster, transport: args.listen, api, runtimes: None };
     let mut interrupts = Interrupts::listen()?;
     let member = tokio::select! {
         member = Member::start(config) => member.map_err(CliError::new)?,
@@ -73,12 +73,13 @@ pub async fn run_member(
     let ready = json!({"ready": true, "name": record.name, "transport": record.transport, "api": record.api});
     print(&format!("{ready}\n"))?;
     tracing::info!(name = record.name, transport = record.transport, api = ?record.api, "ready");
-    tokio::select! {
-        _ = interrupts.next() => {}
-        _ = member.stop_requested() => {}
-    }
-    tracing::info!("stopping");
-    member.stop().await;
+    // A signal ends this process only: its containers go on, and the next start adopts them.
+    let pods = tokio::select! {
+        _ = interrupts.next() => false,
+        pods = member.stop_requested() => pods,
+    };
+    tracing::info!(pods, "stopping");
+    member.stop(pods).await;
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use phalanx_transport::Remote;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::logs;
 use super::member::{MEMBERSHIP_PATH, Shared};
 use super::membership::{Membership, MembershipError};
 use crate::api::Status;
@@ -119,10 +120,7 @@ impl ClusterView for View {
 #[async_trait]
 impl NodeAccess for View {
     async fn logs(&self, node: &str, request: LogRequest) -> Result<ByteStream, Status> {
-        Err(Status::service_unavailable(
-            format!("node {node} runs no agent that could serve the logs of {}", request.pod),
-            0,
-        ))
+        logs::open(&self.shared()?.transport, node, &request).await
     }
 
     async fn tree(&self, node: &str, path: &str) -> Result<Value, Status> {

@@ -18,6 +18,7 @@ use phalanx_transport::{Direction, Identity, Remote, Target, Transport, Transpor
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::admin::{self, AdminRequest, AdminResponse};
@@ -25,12 +26,17 @@ use super::front::{Door, TreeRequest, View};
 use super::layout::{FORMAT, LayoutError, NodeDir, NodeFile, RunFile};
 use super::membership::{ClusterRecord, Membership, check_name};
 use super::roles::{Leadership, Refresh};
-use super::{processes, roles};
+use super::{logs, processes, roles};
 use crate::api::Kinds;
-use crate::control::endpoint::LeaseEndpoint;
+use crate::control::endpoint::{LeaseEndpoint, LeaseStatus};
 use crate::control::lease::{LeaseState, LeaseTimes};
+use crate::control::session::client::RemoteControlPlane;
+use crate::control::session::server::SessionServer;
 use crate::gateway::{Gateway, GatewayConfig, GatewayHandle, Listen};
+use crate::node::{Agent, AgentConfig, Fence, PodNetwork, SyncActor};
 use crate::registry::Registry;
+use crate::runtime::Runtimes;
+use crate::runtime::process::ProcessRuntime;
 use crate::security::join::{JoinError, JoinRequest, MemberRecord, join};
 use crate::security::{
     Authority, AuthorityError, ClientIdentity, JoinToken, Kubeconfig, NodeRequest, TokenRole, fingerprint,
@@ -40,6 +46,10 @@ use crate::store::{Consistency, QuicTransport, ReplicatedStore, Store, StoreConf
 
 /// A new server is let into Raft within this time, or its start fails.
 const ADD_SERVER_DEADLINE: Duration = Duration::from_secs(30);
+/// How long containers may take to end when their node is stopped with them.
+const CONTAINER_GRACE: Duration = Duration::from_secs(10);
+/// The pause before a fence is tried again that met no actor, in milliseconds.
+const FENCE_RETRY_MS: u64 = 20;
 /// The user of the kubeconfig that a new cluster writes.
 const ADMIN_USER: &str = "kubernetes-admin";
 /// Its group, which may do everything.
@@ -62,6 +72,8 @@ pub struct MemberConfig {
     pub transport: SocketAddr,
     /// Address of its HTTPS face, servers only; port 0 likewise.
     pub api: SocketAddr,
+    /// How its containers are run; `None`: as processes.
+    pub runtimes: Option<Runtimes>,
 }
 
 /// Why a member did not start: one line for people.
@@ -118,6 +130,7 @@ pub struct Member {
     tasks: Mutex<tokio::task::JoinSet<()>>,
     gateway: Option<GatewayHandle>,
     stopping: watch::Sender<Option<bool>>,
+    agent: Arc<Agent>,
 }
 
 /// What the member's actors and handlers share.
@@ -138,6 +151,10 @@ pub struct Shared {
     pub servers: watch::Sender<Vec<String>>,
     /// The store, on servers.
     pub store: Option<ReplicatedStore>,
+    /// Serves the agents while this server leads; on servers.
+    pub sessions: Option<SessionServer>,
+    /// Where everything runs that is no actor.
+    pub runtime: Handle,
     authority: Option<Arc<Authority>>,
     api: Option<SocketAddr>,
 }
@@ -240,10 +257,12 @@ impl Member {
         let shared = Arc::new(Shared {
             dir: config.dir.clone(),
             incarnation,
-            transport,
             leases,
             members: RwLock::new(members),
             servers,
+            sessions: store.as_ref().map(|_| SessionServer::start(&transport)),
+            runtime: Handle::current(),
+            transport,
             store: store.clone(),
             authority: authority.clone(),
             api: listener.as_ref().map(|(addr, _)| *addr),
@@ -287,6 +306,8 @@ impl Member {
             tree = tree.child(ChildSpec::actor("leadership", move || Leadership::new(spec.clone())));
         }
         system.start(tree).await.map_err(|e| MemberError::Other(e.to_string()))?;
+        let agent = shared.start_agent(&system, config.runtimes).await?;
+        tasks.spawn(fence(system.clone(), shared.leases.status()));
         let stopping = watch::Sender::new(None);
         let listener = admin::listen(&shared.dir).map_err(|e| {
             MemberError::Other(format!("cannot make the control socket in {}: {e}", shared.dir.0.display()))
@@ -296,7 +317,7 @@ impl Member {
             let (shared, stop, tree) = (admin.clone(), stop.clone(), tree.clone());
             async move { shared.administer(request, &stop, &tree).await }
         }));
-        let member = Member { shared, system, tasks: Mutex::new(tasks), gateway, stopping };
+        let member = Member { shared, system, tasks: Mutex::new(tasks), gateway, stopping, agent };
         member.record_run()?;
         Ok(member)
     }
@@ -326,9 +347,18 @@ impl Member {
         }
     }
 
-    /// Stops in order: hands over the leadership, closes connections, leaves no sign of running behind.
-    pub async fn stop(self) {
+    /// Its agent.
+    pub fn agent(&self) -> &Arc<Agent> {
+        &self.agent
+    }
+
+    /// Stops in order: hands over the leadership, closes connections, leaves no sign of running behind. Containers go on
+    /// running, for the next start to adopt, unless `pods` says that they end, too.
+    pub async fn stop(self, pods: bool) {
         self.system.shutdown().await;
+        if pods {
+            self.agent.stop_containers(CONTAINER_GRACE).await;
+        }
         if let Some(gateway) = self.gateway {
             gateway.shutdown().await;
         }
@@ -392,6 +422,26 @@ impl Shared {
             tracing::warn!(%error, "the members cannot be remembered");
         }
         *self.members.write() = members;
+    }
+
+    async fn start_agent(&self, system: &System, runtimes: Option<Runtimes>) -> Result<Arc<Agent>, MemberError> {
+        let other = |e: &dyn std::fmt::Display| MemberError::Other(format!("cannot start the agent: {e}"));
+        let runtimes = match runtimes {
+            Some(runtimes) => runtimes,
+            None => Runtimes::new(Arc::new(ProcessRuntime::new().map_err(|e| other(&e))?)),
+        };
+        let mut config = AgentConfig::new(self.name(), self.dir.agent());
+        config.pod_network = pod_network(&self.node.cluster_id, self.node.member.index);
+        if let Ok(addr) = self.node.member.transport.parse::<SocketAddr>()
+            && !addr.ip().is_unspecified()
+        {
+            config.host_ip = addr.ip();
+        }
+        let control = RemoteControlPlane::new(self.transport.clone(), self.leases.status());
+        let agent = Agent::new(config, runtimes, control).map_err(|e| other(&e))?;
+        system.start(agent.tree()).await.map_err(|e| other(&e))?;
+        logs::serve(&self.transport, &agent);
+        Ok(agent)
     }
 
     fn serve_tree(&self, system: &System) {
@@ -564,6 +614,31 @@ impl Shared {
             "members": *self.members.read(),
         })
     }
+}
+
+/// Stops the exclusive pods whenever the node's lease has lapsed: it may be declared lost from then on.
+async fn fence(system: System, mut lease: watch::Receiver<LeaseStatus>) {
+    let sync = system.named::<SyncActor>("agent/sync");
+    while lease.wait_for(|status| status.fenced).await.is_ok() {
+        match sync.ask(Fence).await {
+            Ok(0) => {}
+            Ok(pods) => tracing::warn!(pods, "stopping exclusive pods: this node may be declared lost"),
+            Err(_) => {
+                tokio::time::sleep(Duration::from_millis(FENCE_RETRY_MS)).await;
+                continue;
+            }
+        }
+        if lease.wait_for(|status| !status.fenced).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The loopback addresses of a member's pods. Clusters on one machine begin at different places, so that their pods do
+/// not get in each other's way.
+fn pod_network(cluster_id: &str, index: u32) -> PodNetwork {
+    let start = cluster_id.bytes().fold(0_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(byte)));
+    PodNetwork::loopback((start.wrapping_add(index) % u32::from(u16::MAX)) as u16)
 }
 
 fn refuse_second(config: &MemberConfig) -> Result<(), MemberError> {

@@ -6,6 +6,7 @@ pub mod admin;
 pub mod front;
 pub mod layout;
 pub mod local;
+pub mod logs;
 pub mod member;
 pub mod membership;
 pub mod processes;

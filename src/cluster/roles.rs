@@ -6,12 +6,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phalanx_actors::{Actor, Ctx, Exit, Handler, Message, Reply};
+use phalanx_actors::{
+    Actor, ChildError, ChildSpec, Ctx, Exit, Handler, Message, Reply, Strategy, SupervisorRef, SupervisorSpec,
+};
 use phalanx_transport::Transport;
 
 use super::member::{Hello, MEMBERSHIP_PATH, Shared};
 use super::membership::MEMBERS_PREFIX;
 use crate::control::endpoint::NodeEvent;
+use crate::control::node::{Look, NodeActor, NodeDeps, Standing, Standings, node_child};
+use crate::control::session::assignments::Assignments;
+use crate::control::session::server::Desk;
+use crate::controllers::watches::Watches;
+use crate::controllers::{ControlDeps, control_children};
+use crate::registry::Recorder;
 use crate::security::join::MemberRecord;
 use crate::store::{Consistency, Leadership as Office, Store, prefix_end};
 
@@ -94,16 +102,40 @@ impl Handler<Again> for Refresh {
     }
 }
 
-/// Follows Raft: leads the leases while this server leads, and follows whoever else does.
+/// Restarts of the leader's parts before this server begins its term anew.
+const CONTROL_INTENSITY: u32 = 10;
+const CONTROL_PERIOD: Duration = Duration::from_secs(10);
+
+/// Follows Raft: leads the leases and runs the control plane while this server leads, and follows whoever else does.
+///
+/// ```text
+/// leadership
+/// └── control (rest_for_one)     only on the leader
+///     ├── nodes                  one Node actor a member
+///     ├── scheduler
+///     └── controllers
+/// ```
 pub struct Leadership {
     shared: Arc<Shared>,
     leading: Option<u64>,
+    term: Option<Term>,
+    /// Of the last term, which may still be ending.
+    ending: Option<SupervisorRef>,
+}
+
+/// What runs for one term of leadership.
+struct Term {
+    control: SupervisorRef,
+    standings: Standings,
+    deps: NodeDeps,
+    /// Feeds all of it; ends when it is dropped.
+    _watches: Watches,
 }
 
 impl Leadership {
     /// For one server.
     pub fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, leading: None }
+        Self { shared, leading: None, term: None, ending: None }
     }
 
     fn office(&mut self, office: Office, ctx: &mut Ctx<Self>) {
@@ -116,7 +148,7 @@ impl Leadership {
         }
         if self.leading.take().is_some() {
             tracing::info!("this server leads no more");
-            self.shared.leases.step_down();
+            self.step_down(ctx);
         }
         let members = self.shared.members.read();
         let leader = members.iter().find(|m| m.server_id.is_some() && m.server_id == office.leader);
@@ -125,19 +157,38 @@ impl Leadership {
         }
     }
 
+    fn step_down(&mut self, ctx: &mut Ctx<Self>) {
+        self.shared.leases.step_down();
+        if let Some(sessions) = &self.shared.sessions {
+            sessions.close();
+        }
+        if let Some(term) = self.term.take() {
+            let control = term.control;
+            self.ending = Some(control.clone());
+            ctx.spawn(async move { drop(control.stop().await) });
+        }
+    }
+
     fn lead(&mut self, term: u64, ctx: &mut Ctx<Self>) {
+        // A term that follows its own predecessor.
+        self.step_down(ctx);
         let Some(membership) = self.shared.membership() else { return };
         tracing::info!(term, "this server leads");
         if let Some(registry) = self.shared.registry() {
             ctx.spawn(async move {
-                if let Err(error) = registry.ensure_bootstrap().await {
-                    tracing::warn!(%error, "cannot make the first namespaces; the next leader will");
+                while let Err(error) = registry.ensure_bootstrap().await {
+                    tracing::warn!(%error, "cannot make the first namespaces; trying again");
+                    tokio::time::sleep(HELLO_RETRY).await;
                 }
             });
         }
+        let ending = self.ending.take();
         let known = async move {
-            // Local: a leader that accepts writes has applied all that was acknowledged before.
-            let members = membership.members(Consistency::Local).await;
+            if let Some(control) = ending {
+                control.stop().await;
+            }
+            // What is read after this, and all that the watches begin with, has everything that was acknowledged before.
+            let members = membership.members(Consistency::Linearizable).await;
             (members, membership.lost().await)
         };
         ctx.pipe(known, move |this, (members, lost), ctx| {
@@ -152,6 +203,7 @@ impl Leadership {
                 }
             };
             let nodes: Vec<(String, u64)> = members.iter().map(|m| (m.name.clone(), 0)).collect();
+            this.begin_term(&members, &lost, ctx);
             this.shared.learn(members);
             let mut events = this.shared.leases.lead(term, nodes, &lost);
             let me = ctx.self_ref();
@@ -162,6 +214,64 @@ impl Leadership {
                     }
                 }
             });
+        });
+    }
+}
+
+impl Leadership {
+    /// Starts the scheduler, the controllers and the actors of the nodes, and serves the agents' sessions.
+    fn begin_term(&mut self, members: &[MemberRecord], lost: &[String], ctx: &mut Ctx<Self>) {
+        let (Some(registry), Some(sessions)) = (self.shared.registry(), &self.shared.sessions) else { return };
+        let runtime = self.shared.runtime.clone();
+        let recorder = {
+            let _entered = runtime.enter();
+            Recorder::start(registry.clone())
+        };
+        let (registry_, recorder_, runtime_) = (registry.clone(), recorder.clone(), runtime.clone());
+        let (children, watches) =
+            control_children(&ControlDeps { registry: registry_, recorder: recorder_, runtime: runtime_, fault: None });
+        let assignments = Assignments::start(&watches.pods, &runtime);
+        let standings = Standings::default();
+        for member in members {
+            let is_lost = lost.contains(&member.name);
+            standings.set(&member.name, if is_lost { Standing::Lost } else { Standing::Held });
+        }
+        let deps = NodeDeps {
+            registry: registry.clone(),
+            assignments: assignments.clone(),
+            standings: standings.clone(),
+            runtime,
+        };
+        let (names, node_deps): (Vec<String>, _) = (members.iter().map(|m| m.name.clone()).collect(), deps.clone());
+        let nodes = ChildSpec::supervisor("nodes", move || {
+            let nodes = SupervisorSpec::new("nodes", Strategy::OneForOne).unlimited();
+            names.iter().fold(nodes, |nodes, name| nodes.child(node_child(name, &node_deps)))
+        });
+        let control = SupervisorSpec::new("control", Strategy::RestForOne)
+            .intensity(CONTROL_INTENSITY, CONTROL_PERIOD)
+            .child(nodes);
+        let control = ctx.supervise(children.into_iter().fold(control, SupervisorSpec::child));
+        sessions.open(Desk { registry, recorder, assignments });
+        self.term = Some(Term { control, standings, deps, _watches: watches });
+    }
+
+    fn node_stands(&mut self, node: &str, standing: Standing, ctx: &mut Ctx<Self>) {
+        let Some(term) = &self.term else { return };
+        term.standings.set(node, standing);
+        let path = format!("{}/nodes/{node}", term.control.path());
+        let system = ctx.system();
+        if system.named::<NodeActor>(&path).tell(Look).is_ok() {
+            return;
+        }
+        // A node that is new, or whose actor is being restarted: that one finds the standing by itself.
+        let (nodes, child) = (format!("{}/nodes", term.control.path()), node_child(node, &term.deps));
+        ctx.spawn(async move {
+            if let Some(nodes) = system.supervisor(&nodes) {
+                match nodes.start_child(child).await {
+                    Ok(_) | Err(ChildError::AlreadyStarted | ChildError::AlreadyPresent | ChildError::Restarting) => {}
+                    Err(error) => tracing::warn!(path, %error, "cannot start the actor of a node"),
+                }
+            }
         });
     }
 }
@@ -210,8 +320,8 @@ impl Actor for Leadership {
         Ok(())
     }
 
-    fn stopping(&mut self, _: &Exit, _: &mut Ctx<Self>) {
-        self.shared.leases.step_down();
+    fn stopping(&mut self, _: &Exit, ctx: &mut Ctx<Self>) {
+        self.step_down(ctx);
     }
 }
 
@@ -231,6 +341,10 @@ impl Handler<OfficeChanged> for Leadership {
 impl Handler<Changed> for Leadership {
     fn handle(&mut self, Changed(event): Changed, ctx: &mut Ctx<Self>) -> Reply<()> {
         let Some(membership) = self.shared.membership() else { return ().into() };
+        match &event {
+            NodeEvent::Lost { node, .. } => self.node_stands(node, Standing::Lost, ctx),
+            NodeEvent::Back { node, .. } => self.node_stands(node, Standing::Held, ctx),
+        }
         ctx.spawn(async move {
             let done = match &event {
                 NodeEvent::Lost { node, incarnation, .. } => membership.mark_lost(node, *incarnation).await,

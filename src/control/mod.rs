@@ -4,5 +4,7 @@
 
 pub mod endpoint;
 pub mod lease;
+pub mod node;
 pub mod renewal;
+pub mod session;
 pub mod wire;

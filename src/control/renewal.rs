@@ -32,6 +32,12 @@ pub enum RenewalEvent {
         /// Its Raft term.
         term: u64,
     },
+    /// This node led, and leads no more. What it granted itself in the last `silent_ms` does not count: its quorum may have
+    /// left it by then, and its successor counts on that (see [`super::lease::LeaseTable::deposed`]).
+    Deposed {
+        /// The time, in milliseconds, for which a leader may go on without hearing from its quorum.
+        silent_ms: Millis,
+    },
     /// Time passed.
     Tick,
 }
@@ -126,6 +132,12 @@ impl Renewal {
                     out.push(RenewalAction::Unfence);
                 }
             }
+            RenewalEvent::Deposed { silent_ms } => {
+                let heard = now.saturating_sub(silent_ms);
+                self.granted = self.granted.min(heard);
+                // A grant of its own that is still on its way must not undo this.
+                self.sent.clear();
+            }
             RenewalEvent::Tick => {
                 if !self.fenced && now.saturating_sub(self.granted) >= self.times.ttl_ms {
                     self.fenced = true;
@@ -216,6 +228,36 @@ mod tests {
         r.on_event(granted(1, 1), 600);
         assert!(r.fenced(), "request 1 went out 600 ms ago");
         assert!(r.on_event(granted(1, 2), 610).contains(&RenewalAction::Unfence));
+    }
+
+    #[test]
+    fn a_deposed_leader_is_fenced_before_its_successor_may_replace_it() {
+        use super::super::lease::{LeaseAction, LeaseEvent, LeaseTable};
+        let times = LeaseTimes::default();
+        let mut r = Renewal::new(times.clone(), 0);
+        settle(&mut r, 900);
+        // Its quorum is gone since 700; it notices at 900, when its successor may have been elected already.
+        r.on_event(RenewalEvent::Deposed { silent_ms: 200 }, 900);
+        r.on_event(granted(1, 7), 901);
+        let mut table = LeaseTable::new("n2", times, [("n1".to_owned(), 1), ("n2".to_owned(), 1)], 900);
+        table.deposed("n1", 200);
+        let (mut fenced, mut lost) = (None, None);
+        for now in (915..2_000).step_by(15) {
+            if r.on_event(RenewalEvent::Tick, now).contains(&RenewalAction::Fence) {
+                fenced = fenced.or(Some(now));
+            }
+            table.on_event(LeaseEvent::Renewed { node: "n2".into(), incarnation: 1 }, now);
+            for action in table.on_event(LeaseEvent::Tick, now) {
+                match action {
+                    LeaseAction::Probe { node, .. } => {
+                        table.on_event(LeaseEvent::Probed { node, by: "n2".into(), reached: false }, now);
+                    }
+                    LeaseAction::Lost { .. } => lost = lost.or(Some(now)),
+                    _ => {}
+                }
+            }
+        }
+        assert_eq!((fenced, lost), (Some(1_155), Some(1_155)), "450 ms after 700, and not 450 ms after the election");
     }
 
     #[test]

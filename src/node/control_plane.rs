@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Node, NodeStatus, Pod, PodStatus, Secret};
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 /// The control plane could not be reached, or would not serve; tried again later.
@@ -26,7 +27,8 @@ pub enum AssignmentEvent {
 }
 
 /// The status of a pod, seen from its node.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PodReport {
     pub namespace: String,
     pub name: String,
@@ -34,7 +36,7 @@ pub struct PodReport {
     pub status: PodStatus,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ReportOutcome {
     Ok,
     /// There is no such pod, or it has another uid, or it is another node's: it is stopped here.
@@ -42,7 +44,7 @@ pub enum ReportOutcome {
 }
 
 /// Kubernetes' event types.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum EventType {
     Normal,
     Warning,

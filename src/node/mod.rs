@@ -58,6 +58,8 @@ use crate::runtime::Runtimes;
 /// kubelet's default `maxPods`.
 pub const PODS_MAX: u32 = 110;
 
+const SIGTERM: i32 = 15;
+
 /// Settings of an agent.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
@@ -145,6 +147,36 @@ impl Agent {
 
     pub fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// Ends every container of this node: SIGTERM, SIGKILL after `grace`. For a machine that is switched off; the agent's
+    /// tree must have been stopped before, else it restarts them. The pods remain assigned, and run again at the next
+    /// start.
+    pub async fn stop_containers(&self, grace: Duration) {
+        let mut stops = Vec::new();
+        for known in self.assignments.all() {
+            let class = known.pod.spec.as_ref().and_then(|spec| spec.runtime_class_name.as_deref());
+            let Some(runtime) = self.runtimes.select(class) else { continue };
+            let names = known.pod.spec.iter().flat_map(|spec| {
+                let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+                all.map(|container| container.name.clone())
+            });
+            for name in names {
+                let last = self.layout.attempts(known.uid(), &name).into_iter().next_back();
+                let Some(attempt) = last else { continue };
+                let (runtime, dir) = (runtime.clone(), self.layout.attempt(known.uid(), &name, attempt));
+                stops.push(async move {
+                    let Ok(Some(container)) = runtime.adopt(&dir).await else { return };
+                    // Signals to a container that has ended are no errors; one that does not heed them is killed.
+                    let _ = container.signal(SIGTERM).await;
+                    if tokio::time::timeout(grace, container.wait()).await.is_err() {
+                        let _ = container.kill().await;
+                        container.wait().await;
+                    }
+                });
+            }
+        }
+        futures::future::join_all(stops).await;
     }
 
     /// The tree, to be started as a top-level supervisor `agent` or as somebody's child.

@@ -1,0 +1,194 @@
+//! One actor for each node of the cluster, on the leader: writes down what its lease says.
+//!
+//! ```text
+//!   held ──▶ no taint, Ready as the agent reports; its Lease object is renewed
+//!   lost ──▶ tainted, unknown, its pods replaced
+//! ```
+//! Must never decide whether a node is lost: that is the lease table's. An actor that is restarted looks its standing up
+//! again, so nothing is forgotten with it. Started by `cluster` as a child of `control/nodes`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, OwnerReference};
+use parking_lot::Mutex;
+use phalanx_actors::{Actor, Backoff, ChildSpec, Ctx, Exit, Handler, Message, Reply};
+use tokio::runtime::Handle;
+
+use super::session::assignments::Assignments;
+use crate::api::Status;
+use crate::controllers::nodes::{node_back, node_lost};
+use crate::registry::{Api, Registry, WriteOptions};
+
+/// kubelet's `nodeLeaseDurationSeconds`.
+const LEASE_DURATION_S: i32 = 40;
+/// kubelet renews after a quarter of that.
+const LEASE_RENEWAL: Duration = Duration::from_secs(10);
+/// The pause before a write that failed is tried again.
+const RETRY: Duration = Duration::from_millis(50);
+/// Kubernetes' namespace of the nodes' Lease objects.
+const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// What the lease table says of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Held,
+    Lost,
+}
+
+/// The standing of every node, kept by whoever hears the lease table.
+#[derive(Clone, Default)]
+pub struct Standings(Arc<Mutex<BTreeMap<String, Standing>>>);
+
+impl Standings {
+    pub fn set(&self, node: &str, standing: Standing) {
+        self.0.lock().insert(node.to_owned(), standing);
+    }
+
+    fn of(&self, node: &str) -> Standing {
+        self.0.lock().get(node).copied().unwrap_or(Standing::Held)
+    }
+}
+
+/// What a node's actor needs.
+#[derive(Clone)]
+pub struct NodeDeps {
+    pub registry: Registry,
+    pub assignments: Assignments,
+    pub standings: Standings,
+    /// Where writes run.
+    pub runtime: Handle,
+}
+
+/// The child of `control/nodes` for one node.
+pub fn node_child(node: &str, deps: &NodeDeps) -> ChildSpec {
+    let (name, deps) = (node.to_owned(), deps.clone());
+    ChildSpec::actor(node, move || NodeActor { name: name.clone(), deps: deps.clone(), written: None, writing: false })
+        .backoff(Backoff::default())
+}
+
+/// Writes down the standing of one node.
+pub struct NodeActor {
+    name: String,
+    deps: NodeDeps,
+    /// What the store says, as far as this incarnation has written it.
+    written: Option<Standing>,
+    writing: bool,
+}
+
+/// The standing has changed.
+pub struct Look;
+
+impl Message for Look {
+    type Reply = ();
+}
+
+impl NodeActor {
+    fn look(&mut self, ctx: &mut Ctx<Self>) {
+        let wanted = self.deps.standings.of(&self.name);
+        if self.writing || self.written == Some(wanted) {
+            return;
+        }
+        self.writing = true;
+        let (deps, node) = (self.deps.clone(), self.name.clone());
+        let write = self.deps.runtime.spawn(async move {
+            match wanted {
+                Standing::Lost => {
+                    let pods = deps.assignments.pods(&node);
+                    let gone = node_lost(&deps.registry, &node, pods).await?;
+                    tracing::info!(node, pods = gone, "the pods of a lost node are being replaced");
+                    Ok(())
+                }
+                Standing::Held => node_back(&deps.registry, &node).await,
+            }
+        });
+        ctx.pipe(write, move |this, result, ctx| {
+            this.writing = false;
+            let result = result.unwrap_or_else(|error| Err(Status::internal(error)));
+            match result {
+                Ok(()) => {
+                    this.written = Some(wanted);
+                    this.look(ctx);
+                }
+                // It has not registered yet: there is nothing to write on.
+                Err(status) if status.http_code() == 404 => this.written = Some(wanted),
+                Err(status) => {
+                    tracing::warn!(node = this.name, ?wanted, %status, "cannot write down a node's standing; trying again");
+                    ctx.send_after(RETRY, Look);
+                }
+            }
+        });
+    }
+
+    fn renew(&mut self, ctx: &mut Ctx<Self>) {
+        if self.deps.standings.of(&self.name) == Standing::Held {
+            let (registry, node) = (self.deps.registry.clone(), self.name.clone());
+            let renewal = self.deps.runtime.spawn(async move { renew(&registry, &node).await });
+            ctx.pipe(renewal, |this, result, _| {
+                if let Ok(Err(status)) = result {
+                    tracing::debug!(node = this.name, %status, "the Lease object of a node was not renewed");
+                }
+            });
+        }
+    }
+}
+
+impl Actor for NodeActor {
+    fn started(&mut self, ctx: &mut Ctx<Self>) -> Result<(), Exit> {
+        self.look(ctx);
+        self.renew(ctx);
+        ctx.interval(LEASE_RENEWAL, |this: &mut Self, ctx| this.renew(ctx));
+        Ok(())
+    }
+}
+
+impl Handler<Look> for NodeActor {
+    fn handle(&mut self, _: Look, ctx: &mut Ctx<Self>) -> Reply<()> {
+        self.look(ctx);
+        ().into()
+    }
+}
+
+/// Renews the Lease object, for clients that look there. Phalanx itself goes by the leases on the wire.
+async fn renew(registry: &Registry, name: &str) -> Result<(), Status> {
+    let node = match registry.api::<Node>().get_local(None, name).await {
+        Ok(node) => node,
+        Err(status) if status.http_code() == 404 => return Ok(()),
+        Err(status) => return Err(status),
+    };
+    let options = WriteOptions { field_manager: Some("kubelet".to_owned()), ..WriteOptions::default() };
+    let leases: Api<Lease> = registry.api();
+    let spec = LeaseSpec {
+        holder_identity: Some(name.to_owned()),
+        lease_duration_seconds: Some(LEASE_DURATION_S),
+        renew_time: Some(MicroTime(Timestamp::now())),
+        ..LeaseSpec::default()
+    };
+    match leases.get_local(Some(LEASE_NAMESPACE), name).await {
+        Ok(mut lease) => {
+            lease.spec = Some(spec);
+            leases.update(&lease, &options).await.map(drop)
+        }
+        Err(status) if status.http_code() == 404 => {
+            let owner = OwnerReference {
+                api_version: "v1".to_owned(),
+                kind: "Node".to_owned(),
+                name: name.to_owned(),
+                uid: node.metadata.uid.unwrap_or_default(),
+                ..OwnerReference::default()
+            };
+            let metadata = ObjectMeta {
+                name: Some(name.to_owned()),
+                namespace: Some(LEASE_NAMESPACE.to_owned()),
+                owner_references: Some(vec![owner]),
+                ..ObjectMeta::default()
+            };
+            leases.create(None, &Lease { metadata, spec: Some(spec) }, &options).await.map(drop)
+        }
+        Err(status) => Err(status),
+    }
+}
