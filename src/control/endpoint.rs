@@ -210,8 +210,12 @@ impl LeaseEndpoint {
         }
     }
 
-    /// A server's Raft says who leads.
+    /// A server's Raft says who leads. Of itself it says so before it can grant anything: that waits for
+    /// [`LeaseEndpoint::lead`].
     pub fn follow(&self, leader: &str, term: u64) {
+        if leader == &**self.0.transport.node() {
+            return;
+        }
         self.0.state.lock().known = Some((leader.to_owned(), term));
         self.0.renewal(RenewalEvent::Leader { leader: leader.to_owned(), term });
     }

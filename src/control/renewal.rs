@@ -12,6 +12,8 @@ use super::lease::{LeaseTimes, Millis};
 
 /// Requests remembered while their answers are out.
 const OUTSTANDING_MAX: usize = 16;
+/// The least time between two renewals, in milliseconds, while a new leader has granted nothing yet.
+const EAGER_MS: Millis = 20;
 
 /// What happens to the node's side.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +83,8 @@ pub struct Renewal {
     /// The sending time of the newest request that was granted.
     granted: Millis,
     last_sent: Option<Millis>,
+    /// The newest term in which a lease was granted.
+    granted_term: u64,
     fenced: bool,
 }
 
@@ -95,6 +99,7 @@ impl Renewal {
             sent: VecDeque::new(),
             granted: now,
             last_sent: None,
+            granted_term: 0,
             fenced: false,
         }
     }
@@ -114,7 +119,11 @@ impl Renewal {
         let mut out = Vec::new();
         match event {
             RenewalEvent::Leader { leader, term } => {
-                if self.follow(leader, term, &mut out) {
+                // A follower hears of its leader from Raft before that leader grants anything; it asks again when told so by the
+                // leader itself, and not only when the next renewal is due.
+                let ungranted = term == self.term && self.granted_term < term;
+                let rested = self.last_sent.is_none_or(|at| now.saturating_sub(at) >= EAGER_MS);
+                if self.follow(leader, term, &mut out) || (ungranted && rested) {
                     self.renew(now, &mut out);
                 }
             }
@@ -123,6 +132,7 @@ impl Renewal {
                     return out;
                 }
                 self.follow(leader, term, &mut out);
+                self.granted_term = term;
                 if let Some(at) = self.sent.iter().find(|(s, _)| *s == seq).map(|(_, at)| *at) {
                     self.granted = self.granted.max(at);
                     self.sent.retain(|(s, _)| *s > seq);
@@ -268,6 +278,11 @@ mod tests {
         assert_eq!(actions.len(), 2);
         assert!(matches!(&actions[1], RenewalAction::Renew { to, .. } if to == "n2"));
         assert_eq!(r.on_event(RenewalEvent::Leader { leader: "n1".into(), term: 1 }, 320), []);
+        let again = || RenewalEvent::Leader { leader: "n2".into(), term: 2 };
+        assert_eq!(r.on_event(again(), 325), [], "asked a moment ago");
+        assert!(matches!(r.on_event(again(), 331)[..], [RenewalAction::Renew { .. }]), "nothing was granted yet");
+        r.on_event(granted(2, 5), 340);
+        assert_eq!(r.on_event(again(), 400), []);
         assert_eq!(r.leader(), Some("n2"));
         assert_eq!(r.on_event(granted(1, 99), 330), []);
     }
