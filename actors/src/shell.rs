@@ -274,7 +274,7 @@ enum Phase {
     Running,
     /// Own subtrees are ending; then `stopping` is run if `in_order`.
     Ending {
-        exit: Exit,
+        exit: Box<Exit>,
         in_order: bool,
     },
 }
@@ -287,7 +287,7 @@ struct Shell<A: Actor> {
     /// Subtrees that have not ended.
     subtrees: Vec<(u64, Pid)>,
     /// A panic in the Drop of the state.
-    dropped: Option<Exit>,
+    dropped: Option<Box<Exit>>,
     exit: ExitGuard,
 }
 
@@ -399,7 +399,7 @@ impl<A: Actor> Shell<A> {
         if !in_order {
             self.drop_state();
         }
-        self.phase = Phase::Ending { exit, in_order };
+        self.phase = Phase::Ending { exit: Box::new(exit), in_order };
         for (_, pid) in self.subtrees.iter().rev() {
             if in_order {
                 pid.stop(Exit::Shutdown);
@@ -420,14 +420,14 @@ impl<A: Actor> Shell<A> {
             drop_guarded(engine.actor.take());
             drop_guarded(fut);
             // Kept here: on this thread others have their turn before this one has ended.
-            self.dropped = take_drop_panic();
+            self.dropped = take_drop_panic().map(Box::new);
         }
     }
 
     /// All subtrees have ended.
     fn finish(&mut self) {
         let Phase::Ending { exit, in_order } = std::mem::replace(&mut self.phase, Phase::New) else { return };
-        let mut exit = exit;
+        let mut exit = *exit;
         if in_order && let Some(fut) = &mut self.fut {
             let engine = fut.ctx();
             if let Some(actor) = &mut engine.actor
@@ -443,7 +443,7 @@ impl<A: Actor> Shell<A> {
         self.drop_state();
         // A panic in Drop spoils an end in order, and hides no earlier reason.
         if let Some(panic) = self.dropped.take().filter(|_| !exit.is_abnormal()) {
-            exit = panic;
+            exit = *panic;
         }
         self.exit.exited(exit);
     }
