@@ -36,7 +36,7 @@ pub struct Ctx<A: Actor> {
     tasks: Option<Box<FuturesUnordered<Task<A>>>>,
     monitors: HashSet<MonitorRef>,
     pumped: bool,
-    stop: Option<Exit>,
+    stop: Option<Box<Exit>>,
     traps: bool,
     subtrees: Vec<(u64, Pid)>,
     next_subtree: u64,
@@ -94,7 +94,7 @@ impl<A: Actor> Ctx<A> {
 
     /// Ends the actor with this reason once the present call returns; messages that wait are dropped. The first reason counts.
     pub fn stop(&mut self, reason: Exit) {
-        self.stop.get_or_insert(reason);
+        self.stop.get_or_insert_with(|| Box::new(reason));
     }
 
     /// Runs a future beside the messages. It ends with the actor, and its panic is the actor's exit.
@@ -207,7 +207,7 @@ impl<A: Actor> Ctx<A> {
     }
 
     pub(crate) fn take_stop(&mut self) -> Option<Exit> {
-        self.stop.take()
+        self.stop.take().map(|reason| *reason)
     }
 
     pub(crate) fn traps_exits(&self) -> bool {

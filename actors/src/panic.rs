@@ -35,10 +35,22 @@ pub(crate) fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, Exit> {
     DEPTH.with(|depth| depth.set(depth.get() + 1));
     let result = catch_unwind(AssertUnwindSafe(f));
     DEPTH.with(|depth| depth.set(depth.get() - 1));
-    result.map_err(|payload| {
-        let location = LOCATION.with(|slot| slot.borrow_mut().take());
-        Exit::Panic { message: message(payload), location }
-    })
+    result.map_err(exit)
+}
+
+/// As [`guarded`], for code that runs inside it already: all but free when nothing panics.
+#[inline(always)]
+pub(crate) fn guarded_inside(f: impl FnOnce()) -> Option<Exit> {
+    match catch_unwind(AssertUnwindSafe(f)) {
+        Ok(()) => None,
+        Err(payload) => Some(exit(payload)),
+    }
+}
+
+#[cold]
+fn exit(payload: Box<dyn Any + Send>) -> Exit {
+    let location = LOCATION.with(|slot| slot.borrow_mut().take());
+    Exit::Panic { message: message(payload), location }
 }
 
 /// Drops a value of the user's. A panic in its `Drop` is kept for [`take_drop_panic`], so that no second one can abort the process.

@@ -61,9 +61,15 @@ struct Account {
 
 #[derive(Default)]
 struct Control {
-    stop: Option<Exit>,
-    exit: Option<Exit>,
+    exit: Option<Box<Exit>>,
     next_watch: u64,
+    ties: Option<Box<Ties>>,
+}
+
+/// What few actors have: there may be as many actors as there are pods.
+#[derive(Default)]
+struct Ties {
+    stop: Option<Exit>,
     watchers: BTreeMap<u64, Watcher>,
     links: Vec<Pid>,
     /// At most one for each monitor and link that the actor made, or that was made to it.
@@ -126,7 +132,7 @@ impl Pid {
         let (watch, ended) = {
             let mut control = self.0.control.lock();
             if let Some(exit) = &control.exit {
-                return exit.clone();
+                return Exit::clone(exit);
             }
             let (tx, rx) = oneshot::channel();
             (control.watch(Watcher::Once(tx)), rx)
@@ -137,12 +143,12 @@ impl Pid {
 
     /// Why it ended; `None` while it lives.
     pub fn exit(&self) -> Option<Exit> {
-        self.0.control.lock().exit.clone()
+        self.0.control.lock().exit.as_deref().cloned()
     }
 
     /// Asks it to stop with this reason. It jumps the mailbox; the first reason counts.
     pub fn stop(&self, reason: Exit) {
-        self.0.control.lock().stop.get_or_insert(reason);
+        self.0.control.lock().ties().stop.get_or_insert(reason);
         self.raise(STOP);
     }
 
@@ -174,19 +180,19 @@ impl Pid {
     }
 
     pub(crate) fn stop_reason(&self) -> Exit {
-        self.0.control.lock().stop.clone().unwrap_or(Exit::Shutdown)
+        self.0.control.lock().ties().stop.clone().unwrap_or(Exit::Shutdown)
     }
 
     pub(crate) fn next_signal(&self) -> Option<Signal> {
-        self.0.control.lock().signals.pop_front()
+        self.0.control.lock().ties.as_mut()?.signals.pop_front()
     }
 
     pub(crate) fn next_subtree_exit(&self) -> Option<(u64, Exit)> {
-        self.0.control.lock().subtree_exits.pop_front()
+        self.0.control.lock().ties.as_mut()?.subtree_exits.pop_front()
     }
 
     pub(crate) fn subtree_exited(&self, subtree: u64, exit: Exit) {
-        self.0.control.lock().subtree_exits.push_back((subtree, exit));
+        self.0.control.lock().ties().subtree_exits.push_back((subtree, exit));
         self.raise(SUBTREE);
     }
 
@@ -207,10 +213,15 @@ impl Pid {
             if control.exit.is_some() {
                 return;
             }
-            control.exit = Some(exit.clone());
+            control.exit = Some(Box::new(exit.clone()));
             self.0.flags.fetch_or(ENDING | DEAD, AcqRel);
-            control.signals = VecDeque::new();
-            (std::mem::take(&mut control.watchers), std::mem::take(&mut control.links))
+            match &mut control.ties {
+                Some(ties) => {
+                    ties.signals = VecDeque::new();
+                    (std::mem::take(&mut ties.watchers), std::mem::take(&mut ties.links))
+                }
+                None => Default::default(),
+            }
         };
         self.0.mailbox.room.notify_waiters();
         for (watch, watcher) in watchers {
@@ -225,7 +236,7 @@ impl Pid {
             }
         }
         for link in links {
-            link.0.control.lock().links.retain(|other| other != self);
+            link.forget_link(self);
             link.signal(Signal::Exit { from: self.clone(), reason: exit.clone() });
         }
     }
@@ -236,7 +247,7 @@ impl Pid {
             if control.exit.is_some() {
                 return;
             }
-            control.signals.push_back(signal);
+            control.ties().signals.push_back(signal);
         }
         self.raise(SIGNAL);
     }
@@ -267,19 +278,32 @@ impl Pid {
                 drop(control);
                 return self.signal(Signal::Exit { from: other.clone(), reason: Exit::NoProc });
             }
-            if !control.links.contains(self) {
-                control.links.push(self.clone());
+            let links = &mut control.ties().links;
+            if !links.contains(self) {
+                links.push(self.clone());
             }
         }
         let mut control = self.0.control.lock();
-        if !control.links.contains(other) {
-            control.links.push(other.clone());
+        let links = &mut control.ties().links;
+        if !links.contains(other) {
+            links.push(other.clone());
         }
     }
 
     pub(crate) fn unlink(&self, other: &Pid) {
-        self.0.control.lock().links.retain(|pid| pid != other);
-        other.0.control.lock().links.retain(|pid| pid != self);
+        self.forget_link(other);
+        other.forget_link(self);
+    }
+
+    fn forget_link(&self, other: &Pid) {
+        if let Some(ties) = &mut self.0.control.lock().ties {
+            ties.links.retain(|pid| pid != other);
+        }
+    }
+
+    fn forget_watcher(&self, watch: u64) {
+        // Dropped outside the lock: it may hold the last reference to another pid.
+        let _watcher = self.0.control.lock().ties.as_mut().and_then(|ties| ties.watchers.remove(&watch));
     }
 
     fn raise(&self, flag: u8) {
@@ -373,7 +397,7 @@ impl fmt::Display for Pid {
 impl MonitorRef {
     /// Removes the monitor from its target.
     pub(crate) fn cancel(&self) {
-        self.target.0.control.lock().watchers.remove(&self.watch);
+        self.target.forget_watcher(self.watch);
     }
 }
 
@@ -381,8 +405,12 @@ impl Control {
     fn watch(&mut self, watcher: Watcher) -> u64 {
         let watch = self.next_watch;
         self.next_watch += 1;
-        self.watchers.insert(watch, watcher);
+        self.ties().watchers.insert(watch, watcher);
         watch
+    }
+
+    fn ties(&mut self) -> &mut Ties {
+        self.ties.get_or_insert_default()
     }
 }
 
@@ -394,7 +422,7 @@ struct Unwatch<'a> {
 
 impl Drop for Unwatch<'_> {
     fn drop(&mut self) {
-        self.pid.0.control.lock().watchers.remove(&self.watch);
+        self.pid.forget_watcher(self.watch);
     }
 }
 

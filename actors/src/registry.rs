@@ -26,7 +26,7 @@ struct Node {
     state: Life,
     since: Instant,
     restarts: u32,
-    last_exit: Option<Exit>,
+    last_exit: Option<Box<Exit>>,
     live: Option<(Pid, Option<AnyInbox>)>,
 }
 
@@ -84,7 +84,7 @@ impl Registry {
         let mut gone = None;
         self.update(pid, |node| {
             node.state = Life::Stopped;
-            node.last_exit = Some(exit.clone());
+            node.last_exit = Some(Box::new(exit.clone()));
             gone = node.live.take();
         });
         drop(gone); // outside the lock: the mailbox may hold messages whose Drop does anything
@@ -161,7 +161,7 @@ impl Node {
             id: pid.map(Pid::id),
             uptime_ms: if pid.is_some() { ms(now.saturating_duration_since(self.since)) } else { 0 },
             restarts: self.restarts,
-            last_exit: self.last_exit.clone(),
+            last_exit: self.last_exit.as_deref().cloned(),
             queue_len: pid.map_or(0, Pid::queue_len),
             queue_max: pid.map_or(0, Pid::queue_max),
             messages: pid.map_or(0, Pid::messages),

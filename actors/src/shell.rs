@@ -13,7 +13,7 @@ use crate::arbiter::Heartbeat;
 use crate::ctx::Ctx;
 use crate::exit::Exit;
 use crate::inspect::TreeEvent;
-use crate::panic::{drop_guarded, guarded, take_drop_panic};
+use crate::panic::{drop_guarded, guarded, guarded_inside, take_drop_panic};
 use crate::pid::{Entered, KILL, Pid, SIGNAL, STOP, SUBTREE, Signal};
 use crate::refs::{Inbox, Question, Ref};
 use crate::registry::AnyInbox;
@@ -172,6 +172,8 @@ pub(crate) struct Engine<A: Actor> {
     ctx: Ctx<A>,
     /// Messages left of this turn.
     left: u32,
+    /// A handler's, caught close to it: unwinding through actix costs more than all the rest of a restart.
+    panicked: Option<Box<Exit>>,
 }
 
 impl<A: Actor> Engine<A> {
@@ -204,7 +206,7 @@ impl<A: Actor> AsyncContext<Host<A>> for Engine<A> {
     }
     fn waiting(&self) -> bool {
         // actix asks before it takes each message: this is where a turn ends.
-        self.left == 0 || self.ctx.stopping() || self.parts.waiting()
+        self.left == 0 || self.ctx.stopping() || self.panicked.is_some() || self.parts.waiting()
     }
     fn cancel_future(&mut self, handle: SpawnHandle) -> bool {
         self.parts.cancel_future(handle)
@@ -234,8 +236,11 @@ impl<A: Handler<M>, M: Message> actix::Handler<Question<M>> for Host<A> {
         if question.given_up() {
             return;
         }
-        if let (Some(actor), (Some(message), asker)) = (&mut engine.actor, question.into_parts()) {
-            actor.handle(message, &mut engine.ctx).resolve(asker);
+        let (Some(actor), (Some(message), asker)) = (&mut engine.actor, question.into_parts()) else { return };
+        let ctx = &mut engine.ctx;
+        if let Some(panic) = guarded_inside(|| actor.handle(message, ctx).resolve(asker)) {
+            engine.panicked = Some(Box::new(panic));
+        } else {
             engine.flush();
         }
     }
@@ -254,7 +259,8 @@ impl<A: Actor> actix::ActorFuture<Host<A>> for Pump {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, _: &mut Host<A>, engine: &mut Engine<A>, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(actor) = &mut engine.actor {
+        // What a panic left behind runs no more.
+        if let Some(actor) = engine.actor.as_mut().filter(|_| engine.panicked.is_none()) {
             engine.ctx.pump(actor, cx);
         }
         Poll::Pending
@@ -268,7 +274,7 @@ enum Phase {
     Running,
     /// Own subtrees are ending; then `stopping` is run if `in_order`.
     Ending {
-        exit: Exit,
+        exit: Box<Exit>,
         in_order: bool,
     },
 }
@@ -281,7 +287,7 @@ struct Shell<A: Actor> {
     /// Subtrees that have not ended.
     subtrees: Vec<(u64, Pid)>,
     /// A panic in the Drop of the state.
-    dropped: Option<Exit>,
+    dropped: Option<Box<Exit>>,
     exit: ExitGuard,
 }
 
@@ -298,7 +304,7 @@ impl<A: Actor> Shell<A> {
         let parts = ContextParts::new(mailbox.sender_producer());
         let heartbeat = system.heartbeat();
         let ctx = Ctx::new(pid.clone(), system, Ref::from_inbox(inbox));
-        let engine = Engine { parts, actor: Some(Box::new(actor)), ctx, left: TURN_MESSAGES };
+        let engine = Engine { parts, actor: Some(Box::new(actor)), ctx, left: TURN_MESSAGES, panicked: None };
         let fut = ContextFut::new(engine, Host(PhantomData), mailbox);
         Shell { fut: Some(fut), pid, heartbeat, phase: Phase::New, subtrees: Vec::new(), dropped: None, exit }
     }
@@ -393,7 +399,7 @@ impl<A: Actor> Shell<A> {
         if !in_order {
             self.drop_state();
         }
-        self.phase = Phase::Ending { exit, in_order };
+        self.phase = Phase::Ending { exit: Box::new(exit), in_order };
         for (_, pid) in self.subtrees.iter().rev() {
             if in_order {
                 pid.stop(Exit::Shutdown);
@@ -414,14 +420,14 @@ impl<A: Actor> Shell<A> {
             drop_guarded(engine.actor.take());
             drop_guarded(fut);
             // Kept here: on this thread others have their turn before this one has ended.
-            self.dropped = take_drop_panic();
+            self.dropped = take_drop_panic().map(Box::new);
         }
     }
 
     /// All subtrees have ended.
     fn finish(&mut self) {
         let Phase::Ending { exit, in_order } = std::mem::replace(&mut self.phase, Phase::New) else { return };
-        let mut exit = exit;
+        let mut exit = *exit;
         if in_order && let Some(fut) = &mut self.fut {
             let engine = fut.ctx();
             if let Some(actor) = &mut engine.actor
@@ -437,7 +443,7 @@ impl<A: Actor> Shell<A> {
         self.drop_state();
         // A panic in Drop spoils an end in order, and hides no earlier reason.
         if let Some(panic) = self.dropped.take().filter(|_| !exit.is_abnormal()) {
-            exit = panic;
+            exit = *panic;
         }
         self.exit.exited(exit);
     }
@@ -454,6 +460,9 @@ impl<A: Actor> Shell<A> {
             // actix ends when no sender is left; we hold one, so this is for safety only.
             Ok(Poll::Ready(())) => return self.end(Exit::Normal, true),
             Ok(Poll::Pending) => {}
+        }
+        if let Some(panic) = fut.ctx().panicked.take() {
+            return self.end(*panic, false);
         }
         if fut.ctx().left == 0 {
             cx.waker().wake_by_ref();

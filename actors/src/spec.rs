@@ -103,7 +103,7 @@ pub struct ChildSpec {
     pub(crate) id: Arc<str>,
     pub(crate) restart: Restart,
     pub(crate) shutdown: Shutdown,
-    pub(crate) backoff: Option<Backoff>,
+    pub(crate) backoff: Option<Arc<Backoff>>,
     pub(crate) mailbox: usize,
     pub(crate) placement: Placement,
     pub(crate) start: Start,
@@ -162,7 +162,7 @@ impl ChildSpec {
 
     /// Delays its restarts.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
-        self.backoff = Some(backoff);
+        self.backoff = Some(Arc::new(backoff));
         self
     }
 

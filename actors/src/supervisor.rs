@@ -239,7 +239,7 @@ pub(crate) fn launch(
 }
 
 fn policy(spec: &ChildSpec) -> Policy {
-    Policy { restart: spec.restart, shutdown: spec.shutdown, backoff: spec.backoff }
+    Policy { restart: spec.restart, shutdown: spec.shutdown, backoff: spec.backoff.clone() }
 }
 
 fn strategy_name(strategy: Strategy) -> &'static str {

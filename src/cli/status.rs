@@ -1,10 +1,12 @@
-//! `phalanx status`: the nodes of the cluster, its leader, their leases.
+//! `phalanx status`: the nodes of the cluster, its leader, their leases, from the nodes if they are on this machine, else
+//! as a server gathers it.
 
 use clap::Args;
 use comfy_table::{Table, presets};
 use serde_json::Value;
 
 use super::error::{print, println};
+use super::tree::Source;
 use super::{CliError, Global};
 use crate::cluster::local::LocalCluster;
 
@@ -14,8 +16,12 @@ pub struct StatusArgs {}
 
 /// Runs the command.
 pub async fn run(_: StatusArgs, global: &Global) -> Result<(), CliError> {
-    let cluster = LocalCluster::open(&global.directory()).map_err(CliError::new)?;
-    let status = cluster.status().await;
+    let status = match Source::find(global).await {
+        Ok(Source::Local(cluster)) => cluster.status().await,
+        Ok(Source::Server(client)) => client.get("/phalanx/v1/status").await?,
+        // Most likely the directory was meant.
+        Err(error) => return Err(LocalCluster::open(&global.directory()).map_or_else(CliError::new, |_| error)),
+    };
     if global.json() {
         return print(&format!("{}\n", serde_json::to_string_pretty(&status)?));
     }
@@ -25,7 +31,7 @@ pub async fn run(_: StatusArgs, global: &Global) -> Result<(), CliError> {
 fn render(status: &Value) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
-    table.set_header(["NAME", "ROLES", "LEADER", "STATE", "LEASE AGE", "PID", "ADDRESS", "BOOT"]);
+    table.set_header(["NAME", "ROLES", "LEADER", "STATE", "PODS", "LEASE AGE", "PID", "ADDRESS", "BOOT"]);
     for node in status["nodes"].as_array().into_iter().flatten() {
         let text = |key: &str| match &node[key] {
             Value::String(s) => s.clone(),
@@ -47,6 +53,7 @@ fn render(status: &Value) -> String {
             roles.join(","),
             leader,
             state,
+            text("pods"),
             age,
             text("pid"),
             text("address"),
@@ -65,12 +72,12 @@ mod tests {
     #[test]
     fn a_node_that_does_not_answer_is_shown_with_what_is_known() {
         let text = render(&json!({"nodes": [
-            {"name": "n1", "roles": ["server", "agent"], "leader": true, "state": "Ready", "leaseAgeMs": 12, "pid": 7,
+            {"name": "n1", "roles": ["server", "agent"], "leader": true, "state": "Ready", "pods": 4, "leaseAgeMs": 12, "pid": 7,
              "address": "127.0.0.1:1", "incarnation": 3, "fenced": false},
             {"name": "n2", "roles": ["agent"], "leader": false, "state": "Lost", "leaseAgeMs": 9000, "pid": null},
         ]}));
         let words: Vec<Vec<&str>> = text.lines().map(|l| l.split_whitespace().collect()).collect();
-        assert_eq!(words[1], ["n1", "server,agent", "yes", "Ready", "12", "ms", "7", "127.0.0.1:1", "3"]);
-        assert_eq!(words[2], ["n2", "agent", "Lost", "9000", "ms", "-", "-", "-"]);
+        assert_eq!(words[1], ["n1", "server,agent", "yes", "Ready", "4", "12", "ms", "7", "127.0.0.1:1", "3"]);
+        assert_eq!(words[2], ["n2", "agent", "Lost", "-", "9000", "ms", "-", "-", "-"]);
     }
 }

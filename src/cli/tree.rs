@@ -95,8 +95,8 @@ pub async fn run(args: TreeArgs, global: &Global) -> Result<(), CliError> {
     }
 }
 
-/// Who is asked.
-enum Source {
+/// Who is asked about the cluster.
+pub enum Source {
     /// The nodes of a cluster in a directory of this machine, one by one: works without a leader and without a network.
     Local(LocalCluster),
     /// Any server; it asks the nodes.
@@ -105,7 +105,7 @@ enum Source {
 
 impl Source {
     /// A kubeconfig that is asked for is used; else the cluster of the directory, if there is one.
-    async fn find(global: &Global) -> Result<Self, CliError> {
+    pub async fn find(global: &Global) -> Result<Self, CliError> {
         if global.kubeconfig.is_none()
             && let Ok(cluster) = LocalCluster::open(&global.directory())
         {

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use super::logs;
 use super::member::{MEMBERSHIP_PATH, Shared};
 use super::membership::{Membership, MembershipError};
+use super::status::{NodeAnswer, merge};
 use crate::api::Status;
 use crate::gateway::{ByteStream, ClusterView, JoinHandler, LogRequest, NodeAccess};
 use crate::security::Authority;
@@ -31,6 +32,16 @@ pub struct TreeRequest;
 impl Remote for TreeRequest {
     const NAME: &'static str = "Tree";
     /// JSON, which a neighbouring version with more fields can still read.
+    type Reply = String;
+}
+
+/// Asks a node for its view of itself.
+#[derive(Serialize, Deserialize)]
+pub struct StatusRequest;
+
+impl Remote for StatusRequest {
+    const NAME: &'static str = "Status";
+    /// JSON.
     type Reply = String;
 }
 
@@ -96,7 +107,22 @@ impl View {
 #[async_trait]
 impl ClusterView for View {
     async fn status(&self) -> Result<Value, Status> {
-        Ok(self.shared()?.status())
+        let shared = self.shared()?;
+        let members = shared.members.read().clone();
+        let asked = members.into_iter().map(|member| {
+            let asked = shared.transport.ask(&member.name, MEMBERSHIP_PATH, &StatusRequest, TREE_DEADLINE);
+            async move {
+                let answer: Option<Value> = asked.await.ok().and_then(|text| serde_json::from_str(&text).ok());
+                NodeAnswer {
+                    server: member.server_id.is_some(),
+                    running: None,
+                    pid: answer.as_ref().and_then(|a| a["pid"].as_i64()),
+                    name: member.name,
+                    answer,
+                }
+            }
+        });
+        Ok(merge(&shared.node.cluster, &futures::future::join_all(asked).await))
     }
 
     async fn tree(&self, path: &str) -> Result<Value, Status> {

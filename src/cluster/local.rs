@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::admin::{self, AdminError, AdminRequest};
 use super::layout::{ClusterDir, ClusterFile, ClusterNode, FORMAT, LayoutError, NodeDir};
 use super::processes;
+use super::status::{NodeAnswer, merge};
 use crate::security::{TokenRole, write_secret};
 
 /// A node must be ready within this time.
@@ -259,55 +260,22 @@ impl LocalCluster {
         Ok(admin::call(&self.dir.node(name), request).await?)
     }
 
-    /// The cluster as its nodes see it: `{"cluster", "leader", "nodes": [{name, roles, leader, address, state, pid, leaseAgeMs,
-    /// incarnation}]}`. A node that does not run, or does not answer, is shown as such.
+    /// The cluster as its nodes see it, see [`super::status::merge`].
     pub async fn status(&self) -> Value {
-        let nodes = self.nodes();
-        let asked = nodes.iter().map(|node| async move {
-            match node.pid {
+        let asked = self.nodes().into_iter().map(|node| async move {
+            let answer = match node.pid {
                 Some(_) => admin::call(&self.dir.node(&node.name), &AdminRequest::Status).await.ok(),
                 None => None,
+            };
+            NodeAnswer {
+                name: node.name,
+                server: node.server,
+                running: Some(node.pid.is_some()),
+                pid: node.pid.map(i64::from),
+                answer,
             }
         });
-        let answers: Vec<Option<Value>> = futures::future::join_all(asked).await;
-        // Who leads keeps leases; an old leader that is cut off keeps some, too, so the newest term counts.
-        let leading = answers
-            .iter()
-            .flatten()
-            .filter(|a| a["leases"].as_array().is_some_and(|l| !l.is_empty()))
-            .max_by_key(|a| a["store"]["term"].as_u64().unwrap_or(0));
-        let leader = leading.and_then(|a| a["name"].as_str()).map(str::to_owned);
-        let lease = |name: &str| {
-            let leases = leading?.get("leases")?.as_array()?;
-            leases.iter().find(|l| l["node"] == name).cloned()
-        };
-        let rows: Vec<Value> = nodes
-            .iter()
-            .zip(&answers)
-            .map(|(node, answer)| {
-                let lease = lease(&node.name).unwrap_or(Value::Null);
-                let state = match (node.pid, lease["state"].as_str()) {
-                    (_, Some(state)) => state,
-                    (None, None) => "Stopped",
-                    (Some(_), None) => "Unknown",
-                };
-                let field = |key: &str| answer.as_ref().map_or(Value::Null, |a| a[key].clone());
-                json!({
-                    "name": node.name,
-                    "roles": if node.server { vec!["server", "agent"] } else { vec!["agent"] },
-                    "leader": leader.as_deref() == Some(node.name.as_str()),
-                    "address": field("transport"),
-                    "api": field("api"),
-                    "pid": node.pid,
-                    "state": state,
-                    "fenced": field("fenced"),
-                    "leaseAgeMs": lease["leaseAgeMs"],
-                    "incarnation": field("incarnation"),
-                    "readOnly": answer.as_ref().map_or(Value::Null, |a| a["store"]["readOnly"].clone()),
-                })
-            })
-            .collect();
-        json!({"cluster": self.file.cluster, "leader": leader, "nodes": rows})
+        merge(&self.file.cluster, &futures::future::join_all(asked).await)
     }
 
     fn local(&self, node: &ClusterNode) -> LocalNode {

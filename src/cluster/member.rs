@@ -22,7 +22,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::admin::{self, AdminRequest, AdminResponse};
-use super::front::{Door, TreeRequest, View};
+use super::front::{Door, StatusRequest, TreeRequest, View};
 use super::layout::{FORMAT, LayoutError, NodeDir, NodeFile, RunFile};
 use super::membership::{ClusterRecord, Membership, check_name};
 use super::roles::{Leadership, Refresh};
@@ -273,7 +273,7 @@ impl Member {
             .map_err(|e| MemberError::Other(format!("cannot start actors: {e}")))?;
         let mut tasks = tokio::task::JoinSet::new();
         let mut gateway = None;
-        shared.serve_tree(&system);
+        shared.serve_view(&system);
         if let (Some(store), Some(authority), Some((_, listener))) = (store, authority, listener) {
             let membership = Membership::new(Arc::new(store.clone()));
             shared.serve_membership(&membership);
@@ -432,6 +432,10 @@ impl Shared {
         };
         let mut config = AgentConfig::new(self.name(), self.dir.agent());
         config.pod_network = pod_network(&self.node.cluster_id, self.node.member.index);
+        if self.node.member.server_id.is_some() {
+            // What `kubectl get nodes` shows as ROLES.
+            config.labels.insert("node-role.kubernetes.io/control-plane".into(), String::new());
+        }
         if let Ok(addr) = self.node.member.transport.parse::<SocketAddr>()
             && !addr.ip().is_unspecified()
         {
@@ -444,7 +448,12 @@ impl Shared {
         Ok(agent)
     }
 
-    fn serve_tree(&self, system: &System) {
+    fn serve_view(self: &Arc<Self>, system: &System) {
+        let weak = Arc::downgrade(self);
+        self.transport.serve(MEMBERSHIP_PATH, move |_, StatusRequest| {
+            let status = weak.upgrade().map(|shared| shared.status().to_string());
+            async move { status.ok_or_else(|| "stopping".to_owned()) }
+        });
         let system = system.clone();
         self.transport.serve(MEMBERSHIP_PATH, move |_, TreeRequest| {
             let tree = serde_json::to_string(&system.tree()).map_err(|e| e.to_string());
@@ -588,7 +597,8 @@ impl Shared {
                     LeaseState::Suspect => "Suspect",
                     LeaseState::Lost => "Lost",
                 };
-                json!({"node": view.node, "state": state, "leaseAgeMs": view.age_ms})
+                let pods = self.sessions.as_ref().and_then(|sessions| sessions.pods(&view.node));
+                json!({"node": view.node, "state": state, "leaseAgeMs": view.age_ms, "pods": pods})
             })
             .collect();
         let store = self.store.as_ref().map(|store| {

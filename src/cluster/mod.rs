@@ -12,3 +12,4 @@ pub mod member;
 pub mod membership;
 pub mod processes;
 pub mod roles;
+pub mod status;

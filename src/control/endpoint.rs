@@ -22,6 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::lease::{LeaseAction, LeaseEvent, LeaseState, LeaseTable, LeaseTimes, Millis};
 use super::renewal::{Renewal, RenewalAction, RenewalEvent};
 use super::wire::{LEASE_PATH, LeaseDatagram};
+use crate::store::ElectionTimings;
 
 /// The clock of both cores, in milliseconds. A fraction of the renewal period: it is the detector's coarseness.
 const TICK_MS: u64 = 15;
@@ -30,6 +31,12 @@ const TICK_MS: u64 = 15;
 const NODE_EVENTS_MAX: usize = 16_384;
 /// Pings that wait for their answer. A prober that has more refuses (the suspect counts as not reached by it).
 const PINGS_MAX: usize = 4_096;
+
+/// The store says that a server leads only while its quorum has answered what it sent within this time, and no other is
+/// elected within this time of such an answer. In milliseconds.
+fn leader_silence_ms() -> Millis {
+    ElectionTimings::default().max_ms
+}
 
 /// What a node knows of its own lease.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -175,11 +182,15 @@ impl LeaseEndpoint {
         let (events, receiver) = mpsc::channel(NODE_EVENTS_MAX);
         let me = self.0.transport.node().to_string();
         let mut table = LeaseTable::new(&me, self.0.times.clone(), nodes, self.0.now());
-        for node in lost {
-            table.mark_lost(node);
-        }
         {
             let mut state = self.0.state.lock();
+            // Only when nobody led in between, who might have granted that node a lease a moment ago.
+            if let Some((leader, _)) = state.known.as_ref().filter(|(leader, led)| *leader != me && led + 1 == term) {
+                table.deposed(leader, leader_silence_ms());
+            }
+            for node in lost {
+                table.mark_lost(node);
+            }
             state.known = Some((me.clone(), term));
             state.leading = Some(Leading { term, table, events, followers: Vec::new() });
         }
@@ -191,13 +202,20 @@ impl LeaseEndpoint {
         receiver
     }
 
-    /// Leads no more.
+    /// Leads no more. A leader that hands over must call this before it does.
     pub fn step_down(&self) {
-        self.0.state.lock().leading = None;
+        let led = self.0.state.lock().leading.take();
+        if led.is_some() {
+            self.0.renewal(RenewalEvent::Deposed { silent_ms: leader_silence_ms() });
+        }
     }
 
-    /// A server's Raft says who leads.
+    /// A server's Raft says who leads. Of itself it says so before it can grant anything: that waits for
+    /// [`LeaseEndpoint::lead`].
     pub fn follow(&self, leader: &str, term: u64) {
+        if leader == &**self.0.transport.node() {
+            return;
+        }
         self.0.state.lock().known = Some((leader.to_owned(), term));
         self.0.renewal(RenewalEvent::Leader { leader: leader.to_owned(), term });
     }

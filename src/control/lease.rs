@@ -161,6 +161,14 @@ impl LeaseTable {
         Self { times, me: me.into(), nodes, last_tick: now, confirming: None, confirmed_until: 0 }
     }
 
+    /// The node that led in the term right before this one has had no lease to grant itself for `silent_ms`, so that much
+    /// of its own lease is over (see [`super::renewal::RenewalEvent::Deposed`], its counterpart).
+    pub fn deposed(&mut self, node: &str, silent_ms: Millis) {
+        if let Some(lease) = self.nodes.get_mut(node) {
+            lease.renewed = lease.renewed.saturating_sub(silent_ms);
+        }
+    }
+
     /// The state of a node's lease and the milliseconds since it renewed.
     pub fn state(&self, node: &str, now: Millis) -> Option<(LeaseState, Millis)> {
         self.nodes.get(node).map(|lease| (lease.state, now.saturating_sub(lease.renewed)))

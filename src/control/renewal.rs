@@ -12,6 +12,8 @@ use super::lease::{LeaseTimes, Millis};
 
 /// Requests remembered while their answers are out.
 const OUTSTANDING_MAX: usize = 16;
+/// The least time between two renewals, in milliseconds, while a new leader has granted nothing yet.
+const EAGER_MS: Millis = 20;
 
 /// What happens to the node's side.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +33,12 @@ pub enum RenewalEvent {
         leader: String,
         /// Its Raft term.
         term: u64,
+    },
+    /// This node led, and leads no more. What it granted itself in the last `silent_ms` does not count: its quorum may have
+    /// left it by then, and its successor counts on that (see [`super::lease::LeaseTable::deposed`]).
+    Deposed {
+        /// The time, in milliseconds, for which a leader may go on without hearing from its quorum.
+        silent_ms: Millis,
     },
     /// Time passed.
     Tick,
@@ -75,6 +83,8 @@ pub struct Renewal {
     /// The sending time of the newest request that was granted.
     granted: Millis,
     last_sent: Option<Millis>,
+    /// The newest term in which a lease was granted.
+    granted_term: u64,
     fenced: bool,
 }
 
@@ -89,6 +99,7 @@ impl Renewal {
             sent: VecDeque::new(),
             granted: now,
             last_sent: None,
+            granted_term: 0,
             fenced: false,
         }
     }
@@ -108,7 +119,11 @@ impl Renewal {
         let mut out = Vec::new();
         match event {
             RenewalEvent::Leader { leader, term } => {
-                if self.follow(leader, term, &mut out) {
+                // A follower hears of its leader from Raft before that leader grants anything; it asks again when told so by the
+                // leader itself, and not only when the next renewal is due.
+                let ungranted = term == self.term && self.granted_term < term;
+                let rested = self.last_sent.is_none_or(|at| now.saturating_sub(at) >= EAGER_MS);
+                if self.follow(leader, term, &mut out) || (ungranted && rested) {
                     self.renew(now, &mut out);
                 }
             }
@@ -117,6 +132,7 @@ impl Renewal {
                     return out;
                 }
                 self.follow(leader, term, &mut out);
+                self.granted_term = term;
                 if let Some(at) = self.sent.iter().find(|(s, _)| *s == seq).map(|(_, at)| *at) {
                     self.granted = self.granted.max(at);
                     self.sent.retain(|(s, _)| *s > seq);
@@ -125,6 +141,12 @@ impl Renewal {
                     self.fenced = false;
                     out.push(RenewalAction::Unfence);
                 }
+            }
+            RenewalEvent::Deposed { silent_ms } => {
+                let heard = now.saturating_sub(silent_ms);
+                self.granted = self.granted.min(heard);
+                // A grant of its own that is still on its way must not undo this.
+                self.sent.clear();
             }
             RenewalEvent::Tick => {
                 if !self.fenced && now.saturating_sub(self.granted) >= self.times.ttl_ms {
@@ -219,6 +241,36 @@ mod tests {
     }
 
     #[test]
+    fn a_deposed_leader_is_fenced_before_its_successor_may_replace_it() {
+        use super::super::lease::{LeaseAction, LeaseEvent, LeaseTable};
+        let times = LeaseTimes::default();
+        let mut r = Renewal::new(times.clone(), 0);
+        settle(&mut r, 900);
+        // Its quorum is gone since 700; it notices at 900, when its successor may have been elected already.
+        r.on_event(RenewalEvent::Deposed { silent_ms: 200 }, 900);
+        r.on_event(granted(1, 7), 901);
+        let mut table = LeaseTable::new("n2", times, [("n1".to_owned(), 1), ("n2".to_owned(), 1)], 900);
+        table.deposed("n1", 200);
+        let (mut fenced, mut lost) = (None, None);
+        for now in (915..2_000).step_by(15) {
+            if r.on_event(RenewalEvent::Tick, now).contains(&RenewalAction::Fence) {
+                fenced = fenced.or(Some(now));
+            }
+            table.on_event(LeaseEvent::Renewed { node: "n2".into(), incarnation: 1 }, now);
+            for action in table.on_event(LeaseEvent::Tick, now) {
+                match action {
+                    LeaseAction::Probe { node, .. } => {
+                        table.on_event(LeaseEvent::Probed { node, by: "n2".into(), reached: false }, now);
+                    }
+                    LeaseAction::Lost { .. } => lost = lost.or(Some(now)),
+                    _ => {}
+                }
+            }
+        }
+        assert_eq!((fenced, lost), (Some(1_155), Some(1_155)), "450 ms after 700, and not 450 ms after the election");
+    }
+
+    #[test]
     fn a_new_leader_is_followed_and_asked_at_once_and_an_old_one_is_not() {
         let mut r = Renewal::new(LeaseTimes::default(), 0);
         settle(&mut r, 300);
@@ -226,6 +278,11 @@ mod tests {
         assert_eq!(actions.len(), 2);
         assert!(matches!(&actions[1], RenewalAction::Renew { to, .. } if to == "n2"));
         assert_eq!(r.on_event(RenewalEvent::Leader { leader: "n1".into(), term: 1 }, 320), []);
+        let again = || RenewalEvent::Leader { leader: "n2".into(), term: 2 };
+        assert_eq!(r.on_event(again(), 325), [], "asked a moment ago");
+        assert!(matches!(r.on_event(again(), 331)[..], [RenewalAction::Renew { .. }]), "nothing was granted yet");
+        r.on_event(granted(2, 5), 340);
+        assert_eq!(r.on_event(again(), 400), []);
         assert_eq!(r.leader(), Some("n2"));
         assert_eq!(r.on_event(granted(1, 99), 330), []);
     }

@@ -1,5 +1,6 @@
 //! Deleting objects: preconditions, finalizers, the grace of pods, namespaces that end first.
 
+use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value;
 
@@ -14,6 +15,8 @@ const POD_GRACE_S: i64 = 30;
 const IMMORTAL_NAMESPACES: &[&str] = &["default", "kube-system", "kube-public"];
 /// Objects that a deletecollection reads at a time.
 const COLLECTION_PAGE: usize = 500;
+/// Objects of it that are being deleted at a time.
+const COLLECTION_CONCURRENCY: usize = 64;
 
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
@@ -143,9 +146,15 @@ impl Registry {
         let mut page = ListOptions { limit: COLLECTION_PAGE, ..list.clone() };
         loop {
             let objects = self.list(kind, namespace, &page).await?;
-            for object in objects.items {
+            // Side by side, so that the store can put many into one entry of its log.
+            let deletions = futures::stream::iter(objects.items).map(|object| async move {
                 let own = Some(meta::namespace(&object)).filter(|namespace| !namespace.is_empty());
-                match self.delete(kind, own, meta::name(&object), options).await {
+                let result = self.delete(kind, own, meta::name(&object), options).await;
+                (object, result)
+            });
+            let mut deletions = deletions.buffered(COLLECTION_CONCURRENCY);
+            while let Some((object, result)) = deletions.next().await {
+                match result {
                     Ok(_) => deleted.push(object),
                     Err(status) if status.http_code() == 404 => {}
                     Err(status) => return Err(status),

@@ -34,7 +34,7 @@ pub struct ElectionTimings {
 impl Default for ElectionTimings {
     /// For a local network: the next accepted write within half a second of the leader's death.
     fn default() -> ElectionTimings {
-        ElectionTimings { heartbeat_ms: 40, min_ms: 100, max_ms: 200 }
+        ElectionTimings { heartbeat_ms: 40, min_ms: 60, max_ms: 160 }
     }
 }
 

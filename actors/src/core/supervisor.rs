@@ -35,7 +35,7 @@ pub(crate) type Asker = u64;
 pub(crate) struct Policy {
     pub(crate) restart: Restart,
     pub(crate) shutdown: Shutdown,
-    pub(crate) backoff: Option<Backoff>,
+    pub(crate) backoff: Option<Arc<Backoff>>,
 }
 
 /// What happened.

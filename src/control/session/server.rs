@@ -22,6 +22,7 @@ use super::{
     ASSIGNMENT_FRAME_BYTES_MAX, ASSIGNMENTS_PATH, AgentEvent, Frame, ReportOutcome, Request, SESSION_PATH, SessionCall,
 };
 use crate::api::Status;
+use crate::controllers::pods::is_active;
 use crate::node::{AssignmentEvent, EventType, PodReport};
 use crate::registry::{self, Api, ApiObject, DeleteOptions, ObjectRef, Recorder, Registry, StatusReport, WriteOptions};
 
@@ -76,6 +77,12 @@ impl SessionServer {
     /// It leads no more. Open streams end as soon as the term's parts are dropped.
     pub fn close(&self) {
         *self.0.write() = None;
+    }
+
+    /// How many pods of a node have not ended; `None` on a server that does not lead.
+    pub fn pods(&self, node: &str) -> Option<usize> {
+        let pods = self.desk()?.assignments.pods(node);
+        Some(pods.iter().filter(|pod| is_active(pod)).count())
     }
 
     fn desk(&self) -> Option<Arc<Desk>> {

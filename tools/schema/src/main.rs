@@ -2,6 +2,7 @@
 //!
 //! Run in this folder: `cargo run > ../../src/api/schema/table.txt`. It reads the sources of two crates of the registry
 //! (found through `cargo metadata`), and `overlay.txt`, which holds what neither of them says.
+#![forbid(unsafe_code)]
 
 mod openapi;
 mod protobuf;
