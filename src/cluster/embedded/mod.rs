@@ -11,6 +11,7 @@
 
 mod apply;
 mod builder;
+mod calls;
 mod error;
 mod node;
 mod watch;
@@ -18,7 +19,6 @@ mod watch;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
-use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,7 +33,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::apply::{DEFAULT_NAMESPACE, Intent};
 use self::builder::{Home, Settings};
-use self::node::{Access, End, Node, is_passing};
+use self::calls::{CALL_DEADLINE, CALL_RETRY};
+use self::node::{Access, End, Node};
 use super::admin::{self, AdminRequest};
 use super::front::View;
 use super::layout::ClusterDir;
@@ -46,10 +47,6 @@ pub use self::builder::ClusterBuilder;
 pub use self::error::ClusterError;
 pub use self::watch::{Watch, WatchEvent};
 
-/// A request is tried this long, at one server after the other, before it is given up.
-const CALL_DEADLINE: Duration = Duration::from_secs(10);
-/// Between two tries.
-const CALL_RETRY: Duration = Duration::from_millis(20);
 /// A cluster that was started must accept writes, and its nodes pods, within this time.
 const READY_DEADLINE: Duration = Duration::from_secs(30);
 /// How long the tokens by which its own nodes join count, in seconds.
@@ -648,29 +645,6 @@ impl Inner {
         })
     }
 
-    /// A server that runs: the preferred one or the next; rather one that is not cut off.
-    fn server(&self) -> Option<Access> {
-        let preferred = *self.preferred.lock();
-        let (before, after) = self.nodes.split_at(preferred.min(self.nodes.len()));
-        let servers = after.iter().chain(before).filter(|node| node.server).filter_map(Node::access);
-        let servers: Vec<Access> = servers.collect();
-        servers.iter().find(|server| !server.fenced()).or(servers.first()).cloned()
-    }
-
-    /// The next request goes to another server.
-    fn avoid(&self, name: &str) {
-        if let Some(at) = self.nodes.iter().position(|node| node.name == name) {
-            *self.preferred.lock() = (at + 1) % self.nodes.len();
-        }
-    }
-
-    /// Who leads. One that is cut off may still believe it, so the newest term counts.
-    fn leader(&self) -> Option<String> {
-        let servers = self.nodes.iter().filter_map(Node::access);
-        let leading = servers.filter_map(|server| Some((server.leads()?, server.name)));
-        leading.max().map(|(_, name)| name)
-    }
-
     async fn token(&self, node: &Node) -> Result<JoinToken, ClusterError> {
         let failed = |why: String| ClusterError::Start { node: node.name.clone(), why };
         let role = if node.server { TokenRole::Server } else { TokenRole::Agent };
@@ -687,72 +661,6 @@ impl Inner {
             async move { intent.apply(&registry).await }
         });
         applied.await
-    }
-
-    /// Does something at one server, and at another one when that fails; so it must not matter if it is done twice.
-    async fn call<T, F, Fut>(&self, work: F) -> Result<T, ClusterError>
-    where
-        F: Fn(Registry) -> Fut,
-        Fut: Future<Output = Result<T, Status>> + Send + 'static,
-        T: Send + 'static,
-    {
-        self.attempt(work).await.1
-    }
-
-    /// As [`Inner::call`]; also tells whether an earlier try may have succeeded without its answer being heard.
-    async fn attempt<T, F, Fut>(&self, work: F) -> (bool, Result<T, ClusterError>)
-    where
-        F: Fn(Registry) -> Fut,
-        Fut: Future<Output = Result<T, Status>> + Send + 'static,
-        T: Send + 'static,
-    {
-        self.attempt_at(|server| Some(work(server.shared.registry()?))).await
-    }
-
-    async fn call_server<T, F, Fut>(&self, work: F) -> Result<T, ClusterError>
-    where
-        F: Fn(&Access) -> Fut,
-        Fut: Future<Output = Result<T, Status>> + Send + 'static,
-        T: Send + 'static,
-    {
-        self.attempt_at(|server| Some(work(server))).await.1
-    }
-
-    async fn attempt_at<T, F, Fut>(&self, work: F) -> (bool, Result<T, ClusterError>)
-    where
-        F: Fn(&Access) -> Option<Fut>,
-        Fut: Future<Output = Result<T, Status>> + Send + 'static,
-        T: Send + 'static,
-    {
-        let begun = Instant::now();
-        let mut unsure = false;
-        loop {
-            if self.ended.is_cancelled() {
-                return (unsure, Err(ClusterError::ShutDown));
-            }
-            let Some(server) = self.server() else { return (unsure, Err(ClusterError::NoServer)) };
-            let outcome = match work(&server) {
-                Some(work) => server.run(work).await,
-                None => None,
-            };
-            let why = match outcome {
-                Some(Ok(done)) => return (unsure, Ok(done)),
-                Some(Err(status)) if is_passing(&status) => {
-                    unsure |= status.http_code() == 504;
-                    status.to_string()
-                }
-                Some(Err(status)) => return (unsure, Err(status.into())),
-                None => {
-                    unsure = true;
-                    format!("{} was stopped", server.name)
-                }
-            };
-            if begun.elapsed() >= CALL_DEADLINE {
-                return (unsure, Err(ClusterError::Unavailable { after: CALL_DEADLINE, why }));
-            }
-            self.avoid(&server.name);
-            tokio::time::sleep(CALL_RETRY).await;
-        }
     }
 
     /// Gives the directory back; once.

@@ -20,7 +20,6 @@ use tokio::runtime::{Handle, Runtime};
 
 use super::ClusterError;
 use super::builder::Settings;
-use crate::api::Status;
 use crate::cluster::layout::{ClusterNode, NodeDir};
 use crate::cluster::member::{Member, MemberConfig, MemberError, Shared};
 use crate::node::Layout;
@@ -272,9 +271,4 @@ impl Running {
             kill_node_processes(containers);
         }
     }
-}
-
-/// Whether another try, maybe at another server, may do better.
-pub(super) fn is_passing(status: &Status) -> bool {
-    matches!(status.http_code(), 503 | 504)
 }

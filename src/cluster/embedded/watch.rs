@@ -17,7 +17,8 @@ use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::node::{Access, is_passing};
+use super::calls::is_passing;
+use super::node::Access;
 use super::{ClusterError, Inner};
 use crate::api::{Kind, Object, Status, meta};
 use crate::registry::{ApiObject, ListOptions, ObjectEvent, ObjectWatch, WatchOptions};
