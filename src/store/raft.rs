@@ -535,7 +535,7 @@ impl Inner {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         if metrics.running_state.is_err() || self.stopped.load(Ordering::SeqCst) {
-            return Leadership { leader: None, term: metrics.current_term, is_self: false };
+            return Leadership { leader: None, term: metrics.current_term, in_office: false, is_self: false };
         }
         let own = metrics.last_applied.is_some_and(|applied| {
             let leader = applied.committed_leader_id();
@@ -543,8 +543,13 @@ impl Inner {
         });
         let alone = metrics.membership_config.membership().voter_ids().eq([self.me.id]);
         let heard = alone || metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() < self.lease);
-        let is_self = metrics.state == ServerState::Leader && own && heard;
-        Leadership { leader: metrics.current_leader, term: metrics.current_term, is_self }
+        let in_office = metrics.state == ServerState::Leader && own;
+        Leadership {
+            leader: metrics.current_leader,
+            term: metrics.current_term,
+            in_office,
+            is_self: in_office && heard,
+        }
     }
 }
 
