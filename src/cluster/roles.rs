@@ -139,7 +139,10 @@ impl Leadership {
     }
 
     fn office(&mut self, office: Office, ctx: &mut Ctx<Self>) {
-        if office.is_self {
+        if office.in_office {
+            // A leader that does not hear from its quorum for a moment goes on, but grants no leases: what it writes needs
+            // the quorum anyway, and beginning its term anew would cost more than the moment.
+            self.shared.leases.quorum(office.is_self);
             if self.leading != Some(office.term) {
                 self.leading = Some(office.term);
                 self.lead(office.term, ctx);

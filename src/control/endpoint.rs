@@ -97,6 +97,9 @@ struct State {
     /// Who leads, as this server's own Raft says; agents have none.
     known: Option<(String, u64)>,
     leading: Option<Leading>,
+    /// Whether the quorum follows this server, so that nobody else can be leading. Without it nothing is granted and nobody
+    /// is declared lost.
+    quorum: bool,
     pings: HashMap<u64, Ping>,
     next_ping: u64,
 }
@@ -131,6 +134,7 @@ impl LeaseEndpoint {
                 renewal: Renewal::new(times, 0),
                 known: None,
                 leading: None,
+                quorum: true,
                 pings: HashMap::new(),
                 next_ping: 0,
             }),
@@ -207,6 +211,16 @@ impl LeaseEndpoint {
         let led = self.0.state.lock().leading.take();
         if led.is_some() {
             self.0.renewal(RenewalEvent::Deposed { silent_ms: leader_silence_ms() });
+        }
+    }
+
+    /// The leader's quorum answers, or does not answer any more. Without it nothing is granted, not even to itself.
+    pub fn quorum(&self, heard: bool) {
+        let before = std::mem::replace(&mut self.0.state.lock().quorum, heard);
+        match (before, heard) {
+            (true, false) => self.0.renewal(RenewalEvent::Deposed { silent_ms: leader_silence_ms() }),
+            (false, true) => self.0.lease(LeaseEvent::Resumed),
+            _ => {}
         }
     }
 
@@ -302,6 +316,7 @@ impl Shared {
         let answer = {
             let state = self.state.lock();
             match (&state.leading, &state.known) {
+                (Some(_), _) if !state.quorum => None,
                 (Some(leading), _) => Some(LeaseDatagram::Grant { term: leading.term, seq }),
                 (None, Some((leader, term))) => Some(LeaseDatagram::Leader { leader: leader.clone(), term: *term }),
                 (None, None) => None,
@@ -367,6 +382,9 @@ impl Shared {
         let mut own = Vec::new();
         {
             let mut state = self.state.lock();
+            if !state.quorum {
+                return;
+            }
             let Some(leading) = &mut state.leading else { return };
             for action in leading.table.on_event(event, now) {
                 match action {

@@ -162,3 +162,21 @@ async fn a_leader_that_loses_many_at_once_asks_the_other_servers_first() {
     assert_eq!(lost, ["n3", "n4", "n5"]);
     end(members).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_without_its_quorum_grants_nothing_and_loses_nobody() {
+    let members = members(3).await;
+    let mut events = members[0].leases.lead(1, names(&members), &[]);
+    let mut lease = members[1].leases.status();
+    lease.wait_for(|s| s.leader.is_some()).await.expect("followed");
+    members[0].leases.quorum(false);
+    for member in &members {
+        member.leases.status().wait_for(|s| s.fenced).await.expect("fenced, the leader's own node, too");
+    }
+    assert!(events.try_recv().is_err(), "whoever leads now decides who is lost");
+    members[0].leases.quorum(true);
+    for member in &members {
+        member.leases.status().wait_for(|s| !s.fenced).await.expect("held again");
+    }
+    assert!(events.try_recv().is_err());
+}

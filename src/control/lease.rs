@@ -83,6 +83,8 @@ pub enum LeaseEvent {
         /// Which node.
         node: String,
     },
+    /// The leader grants leases again after it could not: what nobody could renew counts as renewed now.
+    Resumed,
     /// Time passed. Due at least every [`LeaseTimes::renew_ms`] / 4.
     Tick,
 }
@@ -201,6 +203,7 @@ impl LeaseTable {
             LeaseEvent::Removed { node } => {
                 self.nodes.remove(&node);
             }
+            LeaseEvent::Resumed => self.grant_anew(now),
             LeaseEvent::Tick => self.tick(now, &mut out),
         }
         out
@@ -255,14 +258,19 @@ impl LeaseTable {
         lease.unreached |= lease.asked.is_empty();
     }
 
+    fn grant_anew(&mut self, now: Millis) {
+        self.last_tick = now;
+        for lease in self.nodes.values_mut().filter(|lease| lease.state != LeaseState::Lost) {
+            *lease = Lease::granted(lease.incarnation, now);
+        }
+    }
+
     fn tick(&mut self, now: Millis, out: &mut Vec<LeaseAction>) {
         let stood_still = now.saturating_sub(self.last_tick) > self.times.pause_ms;
         self.last_tick = now;
         if stood_still {
             // The renewals are waiting in a socket that nobody read: we were away, not they.
-            for lease in self.nodes.values_mut().filter(|lease| lease.state != LeaseState::Lost) {
-                *lease = Lease::granted(lease.incarnation, now);
-            }
+            self.grant_anew(now);
             return;
         }
         let silent: Vec<String> = self

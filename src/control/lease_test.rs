@@ -159,3 +159,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_leader_that_could_not_grant_begins_with_fresh_leases() {
+    let mut table = table(5, 0);
+    run(&mut table, 5, &[], 0, 600);
+    // Nothing was taken in for two seconds: no renewal, and no tick either.
+    table.on_event(LeaseEvent::Resumed, 2_600);
+    let seen = run(&mut table, 5, &["n4"], 2_625, 4_000);
+    let lost: Vec<_> = seen.iter().filter(|(_, action)| matches!(action, LeaseAction::Lost { .. })).collect();
+    assert!(matches!(&lost[..], [(at, LeaseAction::Lost { node, .. })] if node == "n4" && *at >= 3_050), "{lost:?}");
+}

@@ -230,7 +230,10 @@ pub enum OpResponse {
 pub struct Leadership {
     pub leader: Option<ServerId>,
     pub term: u64,
-    /// This server leads *and* accepts writes: an entry of its own term is applied and a majority answered lately.
+    /// This server holds the office: Raft calls it leader, and an entry of its own term is applied. It may be cut off and not
+    /// know of a successor yet.
+    pub in_office: bool,
+    /// It is in office *and* a majority answered lately: nobody else can be leading.
     pub is_self: bool,
 }
 

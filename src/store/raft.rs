@@ -44,7 +44,7 @@ const ADMIN_DEADLINE: Duration = Duration::from_secs(30);
 /// A forwarded request without an answer is sent again after this time; it is applied once all the same.
 const FORWARD_ATTEMPT: Duration = Duration::from_secs(1);
 /// Pause before asking again when nobody leads or the leader refused.
-const RETRY_PAUSE: Duration = Duration::from_millis(5);
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// How long an orderly end waits for another server to take over.
 const HANDOVER_DEADLINE: Duration = Duration::from_secs(1);
 /// A snapshot is also made after so many bytes of log, however few the entries.
@@ -294,7 +294,8 @@ impl Inner {
                     StoreError::Unavailable { reason }
                 });
             }
-            let refused = match self.leader() {
+            let known = self.leader();
+            let refused = match known {
                 Some(leader) if leader == self.me.id => {
                     match tokio::time::timeout(left, self.propose_here(command.clone())).await {
                         Ok(Ok(proposed)) => return Ok(proposed),
@@ -324,8 +325,17 @@ impl Inner {
                     return Err(if undecided { StoreError::Unknown { deadline_ms } } else { error });
                 }
             }
-            tokio::time::sleep(RETRY_PAUSE.min(left)).await;
+            self.pause(known, left).await;
         }
+    }
+
+    /// Rests until somebody else leads than `known`, or for [`RETRY_PAUSE`]: hundreds of requests may be waiting for an
+    /// election, which needs the processor more than they do.
+    async fn pause(&self, known: Option<ServerId>, left: Duration) {
+        let mut metrics = self.raft.metrics();
+        let changed = metrics.wait_until(|now| now.current_leader != known);
+        // A closed channel is an end that the next round sees.
+        let _ = tokio::time::timeout(RETRY_PAUSE.min(left), changed).await;
     }
 
     /// The answer to a forwarded command, read here where it was applied too.
@@ -389,7 +399,8 @@ impl Inner {
             if left.is_zero() {
                 return Err(StoreError::Unavailable { reason });
             }
-            let index = match self.leader() {
+            let known = self.leader();
+            let index = match known {
                 Some(leader) if leader == self.me.id => tokio::time::timeout(left, self.read_index_here())
                     .await
                     .map_err(|_| "no majority answers".to_owned()),
@@ -411,7 +422,7 @@ impl Inner {
                 Ok(Err(refusal)) => reason = refusal.to_string(),
                 Err(why) => reason = why,
             }
-            tokio::time::sleep(RETRY_PAUSE.min(left)).await;
+            self.pause(known, left).await;
         }
     }
 
@@ -535,7 +546,7 @@ impl Inner {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         if metrics.running_state.is_err() || self.stopped.load(Ordering::SeqCst) {
-            return Leadership { leader: None, term: metrics.current_term, is_self: false };
+            return Leadership { leader: None, term: metrics.current_term, in_office: false, is_self: false };
         }
         let own = metrics.last_applied.is_some_and(|applied| {
             let leader = applied.committed_leader_id();
@@ -543,8 +554,13 @@ impl Inner {
         });
         let alone = metrics.membership_config.membership().voter_ids().eq([self.me.id]);
         let heard = alone || metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() < self.lease);
-        let is_self = metrics.state == ServerState::Leader && own && heard;
-        Leadership { leader: metrics.current_leader, term: metrics.current_term, is_self }
+        let in_office = metrics.state == ServerState::Leader && own;
+        Leadership {
+            leader: metrics.current_leader,
+            term: metrics.current_term,
+            in_office,
+            is_self: in_office && heard,
+        }
     }
 }
 
