@@ -283,6 +283,7 @@ mod tests {
             image: image.into(),
             pod_ip: None,
             port: None,
+            bound_to: None,
         }
     }
 
