@@ -41,6 +41,7 @@ impl Node {
             image: "none".into(),
             pod_ip: Some("127.9.9.9".parse().unwrap()),
             port: None,
+            bound_to: None,
         }
     }
 
@@ -302,4 +303,25 @@ async fn the_loss_of_one_node_hits_no_other_that_runs_a_container_of_the_same_id
     kill_node_processes(&lost.dir.path().join("containers"));
     dies(escaped).await;
     assert!(alive(neighbour) && alive(stays.pid().unwrap() as i32));
+}
+
+#[tokio::test]
+async fn a_bound_container_ends_when_nobody_holds_its_lock_any_more() {
+    let node = Node::new();
+    let lock_path = node.dir.path().join("agent.lock");
+    let lock = std::fs::File::create(&lock_path).unwrap();
+    lock.lock_shared().unwrap();
+    let spec =
+        |name| ContainerSpec { bound_to: Some(lock_path.clone()), ..node.spec(name, "sleep 300 & echo up; wait") };
+    let (one, two) = (node.runtime.start(spec("one")).await.unwrap(), node.runtime.start(spec("two")).await.unwrap());
+    node.printed("one", "up").await;
+    node.printed("two", "up").await;
+    // Many looks of both, which must not take each other for the agent's absence.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (first, second) = (state(&node.state_dir("one")).pid, state(&node.state_dir("two")).pid);
+    assert!(alive(first) && alive(second));
+    drop(lock);
+    assert_eq!((one.wait().await.signal, two.wait().await.signal), (Some(9), Some(9)));
+    dies(first).await;
+    dies(second).await;
 }

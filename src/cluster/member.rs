@@ -33,7 +33,7 @@ use crate::control::lease::{LeaseState, LeaseTimes};
 use crate::control::session::client::RemoteControlPlane;
 use crate::control::session::server::SessionServer;
 use crate::gateway::{Gateway, GatewayConfig, GatewayHandle, Listen};
-use crate::node::{Agent, AgentConfig, Fence, PodNetwork, SyncActor};
+use crate::node::{Agent, AgentConfig, Fence, PodNetwork, SyncActor, Unfence};
 use crate::registry::Registry;
 use crate::runtime::Runtimes;
 use crate::runtime::process::ProcessRuntime;
@@ -626,20 +626,29 @@ impl Shared {
     }
 }
 
-/// Stops the exclusive pods whenever the node's lease has lapsed: it may be declared lost from then on.
+/// Has exclusive pods run only while the node holds its lease: without it, it may be declared lost at any time. Also tells
+/// an actor that was restarted meanwhile.
 async fn fence(system: System, mut lease: watch::Receiver<LeaseStatus>) {
     let sync = system.named::<SyncActor>("agent/sync");
-    while lease.wait_for(|status| status.fenced).await.is_ok() {
-        match sync.ask(Fence).await {
-            Ok(0) => {}
-            Ok(pods) => tracing::warn!(pods, "stopping exclusive pods: this node may be declared lost"),
-            Err(_) => {
-                tokio::time::sleep(Duration::from_millis(FENCE_RETRY_MS)).await;
-                continue;
-            }
-        }
-        if lease.wait_for(|status| !status.fenced).await.is_err() {
-            return;
+    loop {
+        let fenced = lease.borrow_and_update().fenced;
+        let told = match fenced {
+            true => sync.ask(Fence).await.map(|pods| {
+                if pods > 0 {
+                    tracing::warn!(pods, "stopping exclusive pods: this node may be declared lost");
+                }
+            }),
+            false => sync.ask(Unfence).await,
+        };
+        let Some(pid) = sync.resolve().map(|sync| sync.pid()).filter(|_| told.is_ok()) else {
+            tokio::time::sleep(Duration::from_millis(FENCE_RETRY_MS)).await;
+            continue;
+        };
+        tokio::select! {
+            changed = lease.wait_for(|status| status.fenced != fenced) => if changed.is_err() {
+                return;
+            },
+            _ = pid.exited() => {}
         }
     }
 }

@@ -254,7 +254,7 @@ impl Leadership {
             .intensity(CONTROL_INTENSITY, CONTROL_PERIOD)
             .child(nodes);
         let control = ctx.supervise(children.into_iter().fold(control, SupervisorSpec::child));
-        sessions.open(Desk { registry, recorder, assignments });
+        sessions.open(Desk { registry, recorder, assignments, standings: standings.clone() });
         self.term = Some(Term { control, standings, deps, _watches: watches });
     }
 

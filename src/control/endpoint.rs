@@ -39,12 +39,18 @@ fn leader_silence_ms() -> Millis {
 }
 
 /// What a node knows of its own lease.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaseStatus {
     /// The leader's node and Raft term.
     pub leader: Option<(String, u64)>,
-    /// The lease has lapsed: exclusive pods must not run here.
+    /// The lease is not held (not yet, or no more): exclusive pods must not run here.
     pub fenced: bool,
+}
+
+impl Default for LeaseStatus {
+    fn default() -> Self {
+        Self { leader: None, fenced: true }
+    }
 }
 
 /// What the leader's control plane is told.

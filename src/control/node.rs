@@ -18,6 +18,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta, Owne
 use parking_lot::Mutex;
 use phalanx_actors::{Actor, Backoff, ChildSpec, Ctx, Exit, Handler, Message, Reply};
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 
 use super::session::assignments::Assignments;
 use crate::api::Status;
@@ -40,17 +41,51 @@ pub enum Standing {
     Lost,
 }
 
-/// The standing of every node, kept by whoever hears the lease table.
+/// The standing of every node, kept by whoever hears the lease table, and what of it is written down.
 #[derive(Clone, Default)]
-pub struct Standings(Arc<Mutex<BTreeMap<String, Standing>>>);
+pub struct Standings(Arc<StandingsInner>);
+
+#[derive(Default)]
+struct StandingsInner {
+    nodes: Mutex<BTreeMap<String, Stand>>,
+    written: watch::Sender<()>,
+}
+
+#[derive(Default)]
+struct Stand {
+    is: Option<Standing>,
+    written: Option<Standing>,
+}
 
 impl Standings {
     pub fn set(&self, node: &str, standing: Standing) {
-        self.0.lock().insert(node.to_owned(), standing);
+        self.0.nodes.lock().entry(node.to_owned()).or_default().is = Some(standing);
+    }
+
+    /// Waits until the node holds its lease and the store says so: until then its pods may still be on their way to others.
+    pub async fn held(&self, node: &str) {
+        let mut written = self.0.written.subscribe();
+        loop {
+            let held = self
+                .0
+                .nodes
+                .lock()
+                .get(node)
+                .is_some_and(|stand| stand.is == Some(Standing::Held) && stand.written == Some(Standing::Held));
+            // The sender lives as long as we do.
+            if held || written.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    fn wrote(&self, node: &str, standing: Standing) {
+        self.0.nodes.lock().entry(node.to_owned()).or_default().written = Some(standing);
+        self.0.written.send_replace(());
     }
 
     fn of(&self, node: &str) -> Standing {
-        self.0.lock().get(node).copied().unwrap_or(Standing::Held)
+        self.0.nodes.lock().get(node).and_then(|stand| stand.is).unwrap_or(Standing::Held)
     }
 }
 
@@ -111,17 +146,22 @@ impl NodeActor {
             let result = result.unwrap_or_else(|error| Err(Status::internal(error)));
             match result {
                 Ok(()) => {
-                    this.written = Some(wanted);
+                    this.wrote(wanted);
                     this.look(ctx);
                 }
                 // It has not registered yet: there is nothing to write on.
-                Err(status) if status.http_code() == 404 => this.written = Some(wanted),
+                Err(status) if status.http_code() == 404 => this.wrote(wanted),
                 Err(status) => {
                     tracing::warn!(node = this.name, ?wanted, %status, "cannot write down a node's standing; trying again");
                     ctx.send_after(RETRY, Look);
                 }
             }
         });
+    }
+
+    fn wrote(&mut self, standing: Standing) {
+        self.written = Some(standing);
+        self.deps.standings.wrote(&self.name, standing);
     }
 
     fn renew(&mut self, ctx: &mut Ctx<Self>) {

@@ -85,11 +85,13 @@ pub struct Renewal {
     last_sent: Option<Millis>,
     /// The newest term in which a lease was granted.
     granted_term: u64,
+    /// Whether this boot of the node was ever granted its lease.
+    ever: bool,
     fenced: bool,
 }
 
 impl Renewal {
-    /// A node that starts has its lease to win: it counts as held until the time to live has passed.
+    /// A node that starts has its lease to win: what must not run twice waits for the first grant.
     pub fn new(times: LeaseTimes, now: Millis) -> Self {
         Self {
             times,
@@ -100,7 +102,8 @@ impl Renewal {
             granted: now,
             last_sent: None,
             granted_term: 0,
-            fenced: false,
+            ever: false,
+            fenced: true,
         }
     }
 
@@ -136,8 +139,9 @@ impl Renewal {
                 if let Some(at) = self.sent.iter().find(|(s, _)| *s == seq).map(|(_, at)| *at) {
                     self.granted = self.granted.max(at);
                     self.sent.retain(|(s, _)| *s > seq);
+                    self.ever = true;
                 }
-                if self.fenced && now.saturating_sub(self.granted) < self.times.ttl_ms {
+                if self.fenced && self.ever && now.saturating_sub(self.granted) < self.times.ttl_ms {
                     self.fenced = false;
                     out.push(RenewalAction::Unfence);
                 }
@@ -211,7 +215,9 @@ mod tests {
     fn a_new_node_asks_everybody_then_the_leader_alone() {
         let mut r = Renewal::new(LeaseTimes::default(), 0);
         assert_eq!(r.on_event(RenewalEvent::Tick, 0), [RenewalAction::RenewAll { seq: 1 }]);
-        assert_eq!(r.on_event(granted(1, 1), 5), [RenewalAction::Follow { leader: "n1".into(), term: 1 }]);
+        assert!(r.fenced(), "not held before it is granted");
+        let follow = RenewalAction::Follow { leader: "n1".into(), term: 1 };
+        assert_eq!(r.on_event(granted(1, 1), 5), [follow, RenewalAction::Unfence]);
         assert_eq!(r.on_event(RenewalEvent::Tick, 100), []);
         assert_eq!(r.on_event(RenewalEvent::Tick, 150), [RenewalAction::Renew { to: "n1".into(), seq: 2 }]);
     }

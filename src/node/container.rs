@@ -28,6 +28,7 @@ use super::pod::{PodActor, Wake};
 use super::probe::{ProbeKind, ProbeState, ProbeTimes};
 use super::prober::ProbeAction;
 use super::status::{ContainerView, RestartPolicy, RunState, Termination};
+use super::sync::is_exclusive;
 use crate::runtime::{
     Container, ContainerSpec, ExitStatus, Runtime, RuntimeError, SIGKILL_EXIT_CODE, START_ERROR_EXIT_CODE,
 };
@@ -175,6 +176,7 @@ impl Slot {
             image: self.spec.image.clone().unwrap_or_default(),
             pod_ip: self.pod_ip,
             port,
+            bound_to: is_exclusive(&self.pod).then(|| self.agent.layout.lock()),
         })
     }
 

@@ -1,7 +1,8 @@
 //! What the agent keeps on disk, and where: assignments, last statuses, container state, logs, working directories.
 //!
 //! ```text
-//! <dir>/pods/<uid>.json                                  the assignment: what this node must run, also without a control plane
+//! <dir>/agent.lock                                       locked while an agent lives; exclusive containers end with it
+//!       pods/<uid>.json                                  the assignment: what this node must run, also without a control plane
 //!       pods/<uid>.status.json                           the status last computed
 //!       containers/<uid>/sources.json                    ConfigMaps and Secrets last seen, for restarts without a control plane
 //!       containers/<uid>/<container>/<attempt>/          state of a run, the runtime's
@@ -37,6 +38,11 @@ impl Layout {
 
     pub fn pods(&self) -> PathBuf {
         self.root.join("pods")
+    }
+
+    /// The agent holds a shared lock on it for as long as it lives.
+    pub fn lock(&self) -> PathBuf {
+        self.root.join("agent.lock")
     }
 
     /// State of all containers; see `runtime::process::kill_node_processes`.
@@ -114,6 +120,9 @@ pub struct StopOrder {
     pub grace_seconds: u64,
     /// It is none of ours any more: nobody waits for our report.
     pub removed: bool,
+    /// It was stopped for want of a lease, and begins anew if it is still ours when the lease is back.
+    #[serde(default)]
+    pub fenced: bool,
 }
 
 /// A pod that this node must run, or must stop.
@@ -251,7 +260,7 @@ mod tests {
             pod: Arc::new(pod("u1", "c")),
             ip: Some("127.1.0.1".parse().unwrap()),
             accepted_at: Timestamp::from_second(1_800_000_000).unwrap(),
-            stop: Some(StopOrder { grace_seconds: 3, removed: true }),
+            stop: Some(StopOrder { grace_seconds: 3, removed: true, fenced: true }),
         };
         let kept = Assignments::load(layout.clone()).unwrap();
         kept.put(assignment.clone());

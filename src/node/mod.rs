@@ -48,7 +48,7 @@ pub use disk::{Assignment, Layout};
 pub use node_info::{KUBELET_VERSION, NodeActor};
 pub use pod::PodActor;
 pub use report::{EVENTS_WAITING_MAX, Reporter};
-pub use sync::{Fence, SyncActor};
+pub use sync::{Fence, SyncActor, Unfence, is_exclusive};
 
 use self::addresses::Addresses;
 use self::disk::Assignments;
@@ -115,6 +115,8 @@ pub struct Agent {
     pub(crate) addresses: Mutex<Addresses>,
     pub(crate) board: StatusBoard,
     pub(crate) recorder: Recorder,
+    /// Holds the lock of [`Layout::lock`] until the last of this agent's actors is gone.
+    _lock: std::fs::File,
 }
 
 impl Agent {
@@ -127,6 +129,9 @@ impl Agent {
         let failed = |source| AgentError::Dir { dir: config.dir.clone(), source };
         let layout = Layout::new(std::path::absolute(&config.dir).map_err(failed)?);
         let assignments = Assignments::load(layout.clone()).map_err(failed)?;
+        let lock = std::fs::File::create(layout.lock()).map_err(failed)?;
+        // Waits at most for a shim that is just looking whether it is held.
+        lock.lock_shared().map_err(failed)?;
         let mut addresses = Addresses::new(config.pod_network);
         for known in assignments.all() {
             if let Some(ip) = known.ip {
@@ -142,6 +147,7 @@ impl Agent {
             addresses: Mutex::new(addresses),
             board: StatusBoard::default(),
             recorder: Recorder::default(),
+            _lock: lock,
         }))
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use phalanx_actors::{Actor, Backoff, ChildError, ChildSpec, Ctx, Exit, Handler, Message, Reply, Restart, System};
+use tokio::sync::Notify;
 
 use super::control_plane::AssignmentEvent;
 use super::disk::{Assignment, StopOrder, is_path_safe};
@@ -33,6 +34,13 @@ impl Message for Fence {
     type Reply = usize;
 }
 
+/// This node holds its lease, for the first time or again: its exclusive pods may run, those that the control plane still
+/// assigns to it.
+pub struct Unfence;
+impl Message for Unfence {
+    type Reply = ();
+}
+
 /// All of a pod is gone from here.
 pub(crate) struct Finished {
     pub uid: String,
@@ -51,11 +59,17 @@ pub struct SyncActor {
     agent: Arc<Agent>,
     /// New pods whose name is still held by an old one that is stopping, by key.
     held_back: HashMap<String, Arc<Pod>>,
+    /// Whether the node holds its lease. Without it no exclusive pod is launched, whatever the disk says.
+    lease_held: bool,
+    /// Whether exclusive pods were stopped for want of it.
+    fenced: bool,
+    /// Ends the present session with the control plane, so that the next begins with everything.
+    resync: Arc<Notify>,
 }
 
 impl SyncActor {
     pub fn new(agent: Arc<Agent>) -> Self {
-        Self { agent, held_back: HashMap::new() }
+        Self { agent, held_back: HashMap::new(), lease_held: false, fenced: false, resync: Arc::new(Notify::new()) }
     }
 
     fn pods_path(ctx: &Ctx<Self>) -> String {
@@ -69,7 +83,7 @@ impl SyncActor {
                 let assigned: HashSet<&str> = pods.iter().filter_map(|pod| pod.metadata.uid.as_deref()).collect();
                 for known in self.agent.assignments.all() {
                     if !assigned.contains(known.uid()) {
-                        self.stop(known, 0, ctx);
+                        self.stop(known, 0, false, ctx);
                     }
                 }
                 self.held_back.clear();
@@ -82,7 +96,7 @@ impl SyncActor {
                 self.held_back.retain(|_, pod| pod.metadata.uid.as_deref() != Some(&uid));
                 if let Some(known) = self.agent.assignments.find(&uid) {
                     let grace = grace_seconds.unwrap_or_else(|| own_grace(&known.pod));
-                    self.stop(known, grace, ctx);
+                    self.stop(known, grace, false, ctx);
                 }
             }
         }
@@ -95,6 +109,11 @@ impl SyncActor {
         }
         let uid = pod.metadata.uid.clone().unwrap_or_default();
         if let Some(mut known) = self.agent.assignments.find(&uid) {
+            if known.stop.is_some_and(|stop| stop.fenced) {
+                // Still stopping: it begins anew when all of it is gone.
+                self.held_back.insert(known.key(), pod);
+                return;
+            }
             // A pod that was removed once does not come back to life: what ran is gone or going.
             if known.pod != pod && known.stop.is_none_or(|stop| !stop.removed) {
                 // Only the spec and the deletion matter for what runs; a changed status alone is no reason to sync a disk.
@@ -109,6 +128,10 @@ impl SyncActor {
                     self.agent.assignments.put(known.clone());
                     self.wake(&known, ctx);
                 }
+            }
+            if is_exclusive(&known.pod) {
+                // It may have waited for the lease.
+                self.launch(&known, ctx);
             }
             return;
         }
@@ -138,9 +161,11 @@ impl SyncActor {
         self.launch(&assignment, ctx);
     }
 
-    fn stop(&mut self, mut known: Assignment, grace_seconds: u64, ctx: &mut Ctx<Self>) {
+    fn stop(&mut self, mut known: Assignment, grace_seconds: u64, fenced: bool, ctx: &mut Ctx<Self>) {
         let sooner = known.stop.map_or(grace_seconds, |stop| stop.grace_seconds.min(grace_seconds));
-        known.stop = Some(StopOrder { grace_seconds: sooner, removed: true });
+        // What the control plane has taken away for good stays away.
+        let fenced = fenced && known.stop.is_none_or(|stop| stop.fenced || !stop.removed);
+        known.stop = Some(StopOrder { grace_seconds: sooner, removed: true, fenced });
         self.agent.assignments.put(known.clone());
         self.wake(&known, ctx);
     }
@@ -167,6 +192,9 @@ impl SyncActor {
     }
 
     fn launch(&self, assignment: &Assignment, ctx: &mut Ctx<Self>) {
+        if !self.lease_held && is_exclusive(&assignment.pod) && assignment.stop.is_none() {
+            return;
+        }
         let (agent, system, path) = (self.agent.clone(), ctx.system(), Self::pods_path(ctx));
         let (key, uid) = (assignment.key(), assignment.uid().to_owned());
         ctx.spawn(async move { launch(agent, system, path, key, uid).await });
@@ -213,7 +241,8 @@ fn foreign_conditions(pod: &Pod) -> Vec<(&str, &str)> {
     conditions.filter(|of| gates.contains(&*of.type_)).map(|of| (&*of.type_, &*of.status)).collect()
 }
 
-fn is_exclusive(pod: &Pod) -> bool {
+/// Whether a pod must never run twice: an annotation says so, or a StatefulSet owns it.
+pub fn is_exclusive(pod: &Pod) -> bool {
     let meta = &pod.metadata;
     meta.annotations.as_ref().and_then(|of| of.get(EXCLUSIVE_ANNOTATION)).is_some_and(|value| value == "true")
         || meta.owner_references.iter().flatten().any(|owner| owner.kind == "StatefulSet")
@@ -224,11 +253,18 @@ impl Actor for SyncActor {
         for known in self.agent.assignments.all() {
             self.launch(&known, ctx);
         }
-        let (agent, me) = (self.agent.clone(), ctx.self_ref());
+        let (agent, me, resync) = (self.agent.clone(), ctx.self_ref(), self.resync.clone());
         ctx.spawn(async move {
             let mut retry = Retry::default();
             loop {
-                match session(&agent, &me, &mut retry).await {
+                let ended = tokio::select! {
+                    ended = session(&agent, &me, &mut retry) => ended,
+                    () = resync.notified() => {
+                        retry.reset();
+                        continue;
+                    }
+                };
+                match ended {
                     Ok(()) => tracing::debug!("the session with the control plane ended"),
                     Err(error) => tracing::debug!(%error, "no session with the control plane"),
                 }
@@ -267,7 +303,7 @@ impl Handler<Gone> for SyncActor {
     fn handle(&mut self, Gone { uid }: Gone, ctx: &mut Ctx<Self>) -> Reply<()> {
         if let Some(known) = self.agent.assignments.find(&uid).filter(|known| known.stop.is_none()) {
             let grace = own_grace(&known.pod);
-            self.stop(known, grace, ctx);
+            self.stop(known, grace, false, ctx);
         }
         ().into()
     }
@@ -275,13 +311,34 @@ impl Handler<Gone> for SyncActor {
 
 impl Handler<Fence> for SyncActor {
     fn handle(&mut self, _: Fence, ctx: &mut Ctx<Self>) -> Reply<usize> {
+        self.lease_held = false;
         let exclusive: Vec<Assignment> =
             self.agent.assignments.all().into_iter().filter(|known| is_exclusive(&known.pod)).collect();
         let count = exclusive.len();
+        self.fenced |= count > 0;
         for known in exclusive {
-            self.stop(known, 0, ctx);
+            let uid = known.uid().to_owned();
+            self.stop(known, 0, true, ctx);
+            // One that waits for the lease has no actor yet that could look for what an earlier agent left running.
+            if let Some(known) = self.agent.assignments.find(&uid) {
+                self.launch(&known, ctx);
+            }
         }
         count.into()
+    }
+}
+
+impl Handler<Unfence> for SyncActor {
+    fn handle(&mut self, _: Unfence, _: &mut Ctx<Self>) -> Reply<()> {
+        if !self.lease_held {
+            self.lease_held = true;
+            // What was assigned before may be somebody else's by now: only what the control plane says from now on counts.
+            let waiting = self.agent.assignments.all().iter().any(|known| is_exclusive(&known.pod));
+            if std::mem::take(&mut self.fenced) || waiting {
+                self.resync.notify_one();
+            }
+        }
+        ().into()
     }
 }
 

@@ -49,6 +49,10 @@ pub struct ContainerSpec {
     pub pod_ip: Option<IpAddr>,
     /// The first declared `containerPort`.
     pub port: Option<u16>,
+    /// A file on which the agent holds a shared lock (flock(2)). The container is killed as soon as nobody holds one: it must
+    /// not run on without its agent, which alone knows whether it still may.
+    #[serde(default)]
+    pub bound_to: Option<PathBuf>,
 }
 
 /// How a container ended.

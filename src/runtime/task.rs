@@ -309,6 +309,7 @@ mod tests {
             image: image.into(),
             pod_ip: None,
             port: None,
+            bound_to: None,
         }
     }
 

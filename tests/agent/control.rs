@@ -56,12 +56,22 @@ impl Control {
     }
 
     /// Creates or replaces a pod and assigns it. `spec` is the pod's; its first container is named `c` unless named.
-    pub fn apply(&self, name: &str, uid: &str, mut spec: Value) {
+    pub fn apply(&self, name: &str, uid: &str, spec: Value) {
+        self.apply_with(name, uid, spec, json!({}));
+    }
+
+    /// A pod that must never run twice.
+    pub fn apply_exclusive(&self, name: &str, uid: &str, spec: Value) {
+        self.apply_with(name, uid, spec, json!({"phalanx.dev/exclusive": "true"}));
+    }
+
+    fn apply_with(&self, name: &str, uid: &str, mut spec: Value, annotations: Value) {
         for container in spec["containers"].as_array_mut().unwrap() {
             container.as_object_mut().unwrap().entry("name").or_insert("c".into());
         }
         let pod: Pod = serde_json::from_value(
-            json!({"metadata": {"name": name, "namespace": "default", "uid": uid, "labels": {"app": "web"}}, "spec": spec}),
+            json!({"metadata": {"name": name, "namespace": "default", "uid": uid, "labels": {"app": "web"},
+                "annotations": annotations}, "spec": spec}),
         )
         .unwrap();
         self.state.lock().pods.insert(uid.into(), pod.clone());

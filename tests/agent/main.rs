@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use phalanx::node::logs::LogRequest;
-use phalanx::node::{Agent, AgentConfig, CrashLoopTimes, PodActor, PodNetwork};
+use phalanx::node::{Agent, AgentConfig, CrashLoopTimes, Fence, PodActor, PodNetwork, SyncActor, Unfence};
 use phalanx::runtime::process::{ProcessRuntime, kill_node_processes, procfs, protocol};
 use phalanx::runtime::task::{TaskContext, TaskRegistry, TaskRuntime};
 use phalanx::runtime::{Runtimes, sim::SimRuntime};
@@ -460,6 +460,62 @@ async fn a_new_agent_adopts_running_containers_without_a_sign_in_their_status() 
     node.control.delete("u2", 5);
     node.control.gone("u2").await;
     assert!(!alive(second));
+}
+
+#[tokio::test]
+async fn an_exclusive_pod_runs_only_while_the_node_holds_its_lease() {
+    let mut node = Node::start().await;
+    node.control.apply_exclusive("only", "u1", sh(SLEEP));
+    node.control.apply("other", "u2", sh(SLEEP));
+    node.control.ready("u2").await;
+    assert!(node.state("u1", "c", 0).is_none(), "the lease was never granted");
+    let sync = node.system().named::<SyncActor>("agent/sync");
+    sync.ask(Unfence).await.unwrap();
+    node.control.ready("u1").await;
+    let (first, other) = (node.pid("u1", 0), node.pid("u2", 0));
+
+    assert_eq!(sync.ask(Fence).await.unwrap(), 1);
+    dies(first).await;
+    assert!(alive(other), "others run on");
+    sync.ask(Unfence).await.unwrap();
+    let second = runs_as_another(&node, first).await;
+
+    // The agent's process dies: whoever holds the container ends it, since nobody could fence it any more.
+    node.kill_agent();
+    dies(second).await;
+    assert!(alive(other));
+    node.boot().await;
+    let sync = node.system().named::<SyncActor>("agent/sync");
+    sync.ask(Fence).await.unwrap();
+    sync.ask(Unfence).await.unwrap();
+    runs_as_another(&node, second).await;
+
+    // Replaced elsewhere while the lease was lost: it stays away.
+    assert_eq!(sync.ask(Fence).await.unwrap(), 1);
+    node.control.remove("u1", false);
+    sync.ask(Unfence).await.unwrap();
+    node.control.until("all of it is gone", |_| (!node.containers().join("u1").exists()).then_some(())).await;
+    node.control.apply("new", "u3", sh(SLEEP));
+    node.control.ready("u3").await;
+    assert!(!node.containers().join("u1").exists());
+}
+
+async fn dies(pid: i32) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while alive(pid) {
+        assert!(Instant::now() < deadline, "{pid} lives");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Waits until the container of `u1` runs under another process id.
+async fn runs_as_another(node: &Node, before: i32) -> i32 {
+    node.control
+        .until("it runs again", |_| {
+            let attempts = (0..4).rev().find_map(|attempt| node.state("u1", "c", attempt));
+            attempts.map(|state| state.pid).filter(|pid| *pid != before && alive(*pid))
+        })
+        .await
 }
 
 #[tokio::test]

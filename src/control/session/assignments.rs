@@ -63,8 +63,7 @@ impl Assignments {
     /// A session of a node: everything, then each change. It ends when another of the same node begins, when its
     /// reader does not keep up, and with the index. Waits until the index is complete.
     pub async fn open(&self, node: &str) -> mpsc::Receiver<AssignmentEvent> {
-        // The sender lives in `shared`.
-        let _ = self.shared.synced.subscribe().wait_for(|synced| *synced).await;
+        self.synced().await;
         let (session, events) = mpsc::channel(SESSION_EVENTS_MAX);
         let mut nodes = self.shared.nodes.lock();
         let assigned = nodes.entry(node.to_owned()).or_default();
@@ -72,6 +71,17 @@ impl Assignments {
         let _ = session.try_send(AssignmentEvent::Snapshot(assigned.pods.values().cloned().collect()));
         assigned.session = Some(session);
         events
+    }
+
+    /// Waits until the index is complete.
+    pub async fn synced(&self) {
+        // The sender lives in `shared`.
+        let _ = self.shared.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    /// The pod is known to be gone before the watch has said so.
+    pub fn forget(&self, pod: &Pod) {
+        remove(&mut self.shared.nodes.lock(), pod);
     }
 
     /// The pods of a node, as far as they are known.

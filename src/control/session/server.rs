@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::SinkExt;
@@ -22,14 +23,17 @@ use super::{
     ASSIGNMENT_FRAME_BYTES_MAX, ASSIGNMENTS_PATH, AgentEvent, Frame, ReportOutcome, Request, SESSION_PATH, SessionCall,
 };
 use crate::api::Status;
+use crate::control::node::Standings;
 use crate::controllers::pods::is_active;
-use crate::node::{AssignmentEvent, EventType, PodReport};
+use crate::node::{AssignmentEvent, EventType, PodReport, is_exclusive};
 use crate::registry::{self, Api, ApiObject, DeleteOptions, ObjectRef, Recorder, Registry, StatusReport, WriteOptions};
 
 /// How often a write is tried again because somebody else wrote in between.
 const WRITE_TRIES: usize = 8;
 /// An event that happened more often than this between two reports counts as this often.
 const EVENT_REPEATS_MAX: u32 = 16;
+/// How long an agent waits for its stream before it asks again.
+const OPEN_DEADLINE: Duration = Duration::from_secs(10);
 const NOT_LEADER: &str = "this server does not lead";
 
 /// What serves sessions during one term.
@@ -38,6 +42,7 @@ pub struct Desk {
     pub registry: Registry,
     pub recorder: Recorder,
     pub assignments: Assignments,
+    pub standings: Standings,
 }
 
 /// Serves the sessions of all agents while it is open.
@@ -59,7 +64,7 @@ impl SessionServer {
             async move {
                 let Some(desk) = desk else { return };
                 // The desk is not kept: its end is the stream's end.
-                let events = desk.assignments.open(&peer.node).await;
+                let Ok(events) = tokio::time::timeout(OPEN_DEADLINE, desk.open(&peer.node)).await else { return };
                 drop(desk);
                 if let Err(error) = stream(events, send).await {
                     tracing::debug!(node = %peer.node, %error, "a session ended");
@@ -121,6 +126,24 @@ fn encode(frame: &impl Serialize) -> std::io::Result<Bytes> {
 }
 
 impl Desk {
+    /// Opens the stream of a node that holds its lease. An exclusive pod is in it only if the store still has it: the index
+    /// may be a moment behind, and what was replaced must not begin again for that moment.
+    async fn open(&self, node: &str) -> mpsc::Receiver<AssignmentEvent> {
+        self.standings.held(node).await;
+        self.assignments.synced().await;
+        let pods: Api<Pod> = self.registry.api();
+        for pod in self.assignments.pods(node).iter().filter(|pod| is_exclusive(pod)) {
+            let (namespace, name) =
+                (pod.metadata.namespace.as_deref(), pod.metadata.name.as_deref().unwrap_or_default());
+            let stored = pods.get_local(namespace, name).await;
+            if stored.is_ok_and(|stored| stored.metadata.uid == pod.metadata.uid) {
+                continue;
+            }
+            self.assignments.forget(pod);
+        }
+        self.assignments.open(node).await
+    }
+
     async fn answer(self: Arc<Self>, peer: &Peer, body: &[u8]) -> Result<ByteBuf, String> {
         let request: Request = serde_json::from_slice(body).map_err(|e| format!("not a request: {e}"))?;
         let node = peer.node.to_string();

@@ -491,6 +491,7 @@ mod tests {
             image: "none".into(),
             pod_ip: Some("127.1.2.3".parse().unwrap()),
             port: Some(8080),
+            bound_to: None,
         }
     }
 

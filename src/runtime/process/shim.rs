@@ -15,7 +15,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{ChildStderr, ChildStdout, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -38,6 +38,9 @@ pub const SHIM_COMMAND: &str = "shim";
 /// Processes that survive SIGKILL this long (stuck in the kernel) are given up.
 const LEFTOVERS_MS_MAX: u64 = 5_000;
 const LEFTOVERS_POLL_MS: u16 = 10;
+/// How often a bound container's shim looks whether its agent lives, in milliseconds. Much less than the time between a
+/// lease's last renewal and its end.
+const BOUND_POLL_MS: u16 = 50;
 /// How much output is read at the end, when nobody can write any more.
 const DRAIN_BYTES_MAX: usize = 4 * 1024 * 1024;
 const READ_BYTES: usize = 64 * 1024;
@@ -118,6 +121,7 @@ fn run(dir: &Path) -> io::Result<()> {
                 log,
                 records: Vec::new(),
                 main_exit: None,
+                bound_to: spec.bound_to.clone(),
                 leaving: false,
             }
             .hold()
@@ -182,6 +186,15 @@ fn start(spec: &ContainerSpec) -> io::Result<(i32, ChildStdout, ChildStderr)> {
     }
 }
 
+/// Whether nobody holds the lock. A file that cannot be opened is nobody's.
+fn is_abandoned(lock: &Path) -> bool {
+    match File::open(lock) {
+        // Given back at once, with the file.
+        Ok(file) => file.try_lock().is_ok(),
+        Err(_) => true,
+    }
+}
+
 /// One output of the container.
 struct Pipe<R> {
     from: Option<R>,
@@ -238,6 +251,7 @@ struct Shim {
     log: LogFile,
     records: Vec<u8>,
     main_exit: Option<ExitStatus>,
+    bound_to: Option<PathBuf>,
     /// The shim itself was asked to end: the container goes with it.
     leaving: bool,
 }
@@ -247,8 +261,13 @@ impl Shim {
     fn hold(mut self) -> io::Result<()> {
         let mut buffer = vec![0; READ_BYTES];
         self.reap();
+        let patience = if self.bound_to.is_some() { PollTimeout::from(BOUND_POLL_MS) } else { PollTimeout::NONE };
         while self.main_exit.is_none() {
-            self.turn(PollTimeout::NONE, &mut buffer)?;
+            self.turn(patience, &mut buffer)?;
+            if !self.leaving && self.bound_to.as_deref().is_some_and(is_abandoned) {
+                self.leaving = true;
+                self.kill_all();
+            }
         }
         let give_up = Instant::now() + Duration::from_millis(LEFTOVERS_MS_MAX);
         while self.kill_all() && Instant::now() < give_up {
