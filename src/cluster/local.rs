@@ -15,7 +15,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use super::admin::{self, AdminError, AdminRequest};
-use super::layout::{ClusterDir, ClusterFile, ClusterNode, FORMAT, LayoutError, NodeDir};
+use super::layout::{ClusterDir, ClusterFile, ClusterNode, FORMAT, LayoutError, NodeDir, NodeFile, make_directory};
 use super::processes;
 use super::status::{NodeAnswer, merge};
 use crate::security::{TokenRole, write_secret};
@@ -126,10 +126,7 @@ impl LocalCluster {
         };
         let resumed = dir.load()?;
         let file = match &resumed {
-            Some(file) => {
-                progress(UpProgress::Resuming { nodes: file.nodes.len() });
-                file.clone()
-            }
+            Some(file) => file.clone(),
             None => plan(&options)?,
         };
         let cluster = Self { dir, file, binary };
@@ -141,6 +138,11 @@ impl LocalCluster {
                 node.name,
                 cluster.dir.0.display()
             )));
+        }
+        cluster.check_nodes()?;
+        make_directory(&cluster.dir.0)?;
+        if resumed.is_some() {
+            progress(UpProgress::Resuming { nodes: cluster.file.nodes.len() });
         }
         let started = cluster.start_all(resumed.is_none(), &progress).await;
         if let Err(error) = started {
@@ -288,6 +290,25 @@ impl LocalCluster {
             api_url: known.and_then(|k| k.member.api).map(|api| format!("https://{api}")),
             dir: dir.0,
         }
+    }
+
+    /// Refuses directories of nodes that are not of one cluster: such a node would run alone, and nobody would know.
+    fn check_nodes(&self) -> Result<(), LocalError> {
+        let mut first: Option<NodeFile> = None;
+        for node in &self.file.nodes {
+            let dir = self.dir.node(&node.name);
+            let Some(known) = dir.load(&node.name)? else { continue };
+            let ours = first.get_or_insert_with(|| known.clone());
+            if known.cluster_id != ours.cluster_id || known.cluster != self.file.cluster {
+                let other = LayoutError::Other {
+                    path: dir.0,
+                    found: format!("node {} of cluster {} ({})", node.name, known.cluster, known.cluster_id),
+                    wanted: format!("cluster {} ({})", self.file.cluster, ours.cluster_id),
+                };
+                return Err(other.into());
+            }
+        }
+        Ok(())
     }
 
     fn any_server(&self) -> Result<NodeDir, LocalError> {

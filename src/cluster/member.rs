@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 use super::admin::{self, AdminRequest, AdminResponse};
 use super::front::{Door, StatusRequest, TreeRequest, View};
-use super::layout::{FORMAT, LayoutError, NodeDir, NodeFile, RunFile};
+use super::layout::{FORMAT, LayoutError, NodeDir, NodeFile, RunFile, make_directory};
 use super::membership::{ClusterRecord, Membership, check_name};
 use super::roles::{Leadership, Refresh};
 use super::{logs, processes, roles};
@@ -42,7 +42,7 @@ use crate::security::{
     Authority, AuthorityError, ClientIdentity, JoinToken, Kubeconfig, NodeRequest, TokenRole, fingerprint,
     render_kubeconfig, write_secret,
 };
-use crate::store::{Consistency, QuicTransport, ReplicatedStore, Store, StoreConfig};
+use crate::store::{Consistency, QuicTransport, ReplicatedStore, Store, StoreConfig, StoreFaults};
 
 /// A new server is let into Raft within this time, or its start fails.
 const ADD_SERVER_DEADLINE: Duration = Duration::from_secs(30);
@@ -157,6 +157,7 @@ pub struct Shared {
     pub runtime: Handle,
     authority: Option<Arc<Authority>>,
     api: Option<SocketAddr>,
+    faults: StoreFaults,
 }
 
 /// A member tells a server where it is, and hears of everybody.
@@ -191,12 +192,17 @@ impl Member {
     /// Starts a member; returns when it is part of its cluster and serves.
     pub async fn start(config: MemberConfig) -> Result<Member, MemberError> {
         check_name(&config.name).map_err(|e| MemberError::Other(e.to_string()))?;
+        make_directory(&config.dir.0)?;
         refuse_second(&config)?;
         let known = config.dir.load(&config.name)?;
         let new_cluster = known.is_none() && config.join.is_none();
         let joined = known.is_none() && config.join.is_some();
         let node = match (known, &config.join) {
-            (Some(node), _) => node,
+            (Some(node), Some(token)) => {
+                refuse_other_cluster(&config, &node, token)?;
+                node
+            }
+            (Some(node), None) => node,
             (None, Some(token)) => enlist(&config, token).await?,
             (None, None) if config.role == TokenRole::Server => found(&config)?,
             (None, None) => return Err(MemberError::NoCluster { dir: config.dir.0.display().to_string() }),
@@ -225,6 +231,7 @@ impl Member {
         let servers = watch::Sender::new(server_names(&members));
         roles::set_peers(&transport, &members, &node.member.name);
 
+        let faults = StoreFaults::default();
         let (mut store, mut authority, mut listener) = (None, None, None);
         if let Some(server_id) = node.member.server_id {
             let wanted = node.member.api.as_deref().and_then(|a| a.parse().ok()).unwrap_or(config.api);
@@ -240,7 +247,7 @@ impl Member {
             authority = Some(Arc::new(Authority::load(&config.dir.pki())?));
             let allowed = servers.subscribe();
             let network = QuicTransport::new(transport.clone(), move |peer| allowed.borrow().iter().any(|s| s == peer));
-            let store_config = StoreConfig::new(
+            let mut store_config = StoreConfig::new(
                 &node.cluster_id,
                 server_id,
                 &node.member.name,
@@ -248,6 +255,7 @@ impl Member {
                 config.dir.store(),
                 network,
             );
+            store_config.faults = faults.clone();
             let started = ReplicatedStore::start(store_config).await;
             store = Some(started.map_err(|e| MemberError::Other(e.to_string()))?);
         }
@@ -265,6 +273,7 @@ impl Member {
             transport,
             store: store.clone(),
             authority: authority.clone(),
+            faults,
             api: listener.as_ref().map(|(addr, _)| *addr),
             node,
         });
@@ -384,7 +393,8 @@ impl Member {
     fn record_run(&self) -> Result<(), MemberError> {
         let pid = i32::try_from(std::process::id()).unwrap_or_default();
         let start_ticks = processes::process(pid).map_or(0, |p| p.start_ticks);
-        let text = serde_json::to_vec(&RunFile { pid, start_ticks }).map_err(|e| MemberError::Other(e.to_string()))?;
+        let run = RunFile { pid, start_ticks, inode: self.shared.dir.inode() };
+        let text = serde_json::to_vec(&run).map_err(|e| MemberError::Other(e.to_string()))?;
         crate::security::write_atomic(&self.shared.dir.run_file(), &text).map_err(LayoutError::from)?;
         Ok(())
     }
@@ -546,8 +556,16 @@ impl Shared {
                 self.transport.faults().delay_way(Target::All, Direction::Out, Duration::from_millis(ms));
                 AdminResponse::Ok(Value::Null)
             }
+            AdminRequest::FillDisk => match &self.store {
+                Some(_) => {
+                    self.faults.low_disk(true);
+                    AdminResponse::Ok(Value::Null)
+                }
+                None => AdminResponse::Error(format!("{} is an agent; only servers have a store", self.name())),
+            },
             AdminRequest::Heal => {
                 self.transport.faults().heal(Target::All);
+                self.faults.low_disk(false);
                 AdminResponse::Ok(Value::Null)
             }
             AdminRequest::Kubeconfig => match self.kubeconfig() {
@@ -674,6 +692,19 @@ fn refuse_second(config: &MemberConfig) -> Result<(), MemberError> {
     }
 }
 
+/// A directory of one cluster and a token of another: one of them was not meant.
+fn refuse_other_cluster(config: &MemberConfig, node: &NodeFile, token: &JoinToken) -> Result<(), MemberError> {
+    let chain = read_identity(&config.dir)?.chain()?;
+    if chain.last().is_some_and(|root| fingerprint(root) == token.ca_sha256) {
+        return Ok(());
+    }
+    Err(MemberError::Layout(LayoutError::Other {
+        path: config.dir.0.clone(),
+        found: format!("node {} of cluster {}", node.member.name, node.cluster),
+        wanted: "the cluster of the join token".into(),
+    }))
+}
+
 /// The first server of a new cluster.
 fn found(config: &MemberConfig) -> Result<NodeFile, MemberError> {
     let authority = Authority::create(&config.cluster)?;
@@ -701,6 +732,8 @@ fn found(config: &MemberConfig) -> Result<NodeFile, MemberError> {
 
 /// A machine that joins.
 async fn enlist(config: &MemberConfig, token: &JoinToken) -> Result<NodeFile, MemberError> {
+    // Before the cluster gives the name away: a directory that cannot be written must not cost one.
+    config.dir.save_members(&[])?;
     let key = NodeRequest::generate()?;
     let request = JoinRequest {
         token_id: token.id.clone(),

@@ -27,6 +27,9 @@ const CONNECTIONS_MAX: usize = 10_000;
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a connection may take to send the head of a request; longer than clients keep idle connections (Go: 90 s).
 const HEAD_DEADLINE: Duration = Duration::from_secs(120);
+/// How long a connection without a certificate lives. Whoever is unknown may ask for health and join, and neither takes
+/// longer; one that says nothing must not hold a place.
+const STRANGER_DEADLINE: Duration = Duration::from_secs(20);
 /// How often a silent HTTP/2 connection is asked whether it is alive, and how long it may take to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_DEADLINE: Duration = Duration::from_secs(15);
@@ -184,6 +187,7 @@ async fn connection(
     let stream = tokio::time::timeout(HANDSHAKE_DEADLINE, tls.accept(tcp)).await??;
     let certificates = stream.get_ref().1.peer_certificates();
     let identity = certificates.and_then(<[_]>::first).and_then(Identity::of_certificate);
+    let stranger = identity.is_none();
     let peer = Peer { address, identity };
     let router = TowerToHyperService::new(router);
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
@@ -197,6 +201,7 @@ async fn connection(
     tokio::pin!(serving);
     tokio::select! {
         ended = serving.as_mut() => return ended,
+        () = tokio::time::sleep(STRANGER_DEADLINE), if stranger => return Ok(()),
         () = stopping.cancelled() => serving.as_mut().graceful_shutdown(),
     }
     serving.await

@@ -208,7 +208,7 @@ impl Answer {
 }
 
 impl Client {
-    async fn connect(
+    pub async fn connect(
         address: SocketAddr,
         root: &str,
         identity: Option<&ClientIdentity>,
