@@ -15,6 +15,7 @@
 //! ```
 //! Must never open a directory of a newer format or of another cluster. Called by `cluster` and the CLI.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -91,6 +92,9 @@ pub struct ClusterFile {
     pub format: u32,
     /// The cluster's name.
     pub cluster: String,
+    /// The address that all its servers answer together; clients need not know which of them live.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api: Option<SocketAddr>,
     /// Its nodes in the order of their making.
     pub nodes: Vec<ClusterNode>,
 }

@@ -32,7 +32,7 @@ use crate::control::endpoint::{LeaseEndpoint, LeaseStatus};
 use crate::control::lease::{LeaseState, LeaseTimes};
 use crate::control::session::client::RemoteControlPlane;
 use crate::control::session::server::SessionServer;
-use crate::gateway::{Gateway, GatewayConfig, GatewayHandle, Listen};
+use crate::gateway::{Gateway, GatewayConfig, GatewayHandle, Listen, SharedAddress};
 use crate::node::{Agent, AgentConfig, Fence, PodNetwork, SyncActor, Unfence};
 use crate::registry::Registry;
 use crate::runtime::Runtimes;
@@ -50,6 +50,11 @@ const ADD_SERVER_DEADLINE: Duration = Duration::from_secs(30);
 const CONTAINER_GRACE: Duration = Duration::from_secs(10);
 /// The pause before a fence is tried again that met no actor, in milliseconds.
 const FENCE_RETRY_MS: u64 = 20;
+/// What kubectl shows as the role of a server's node.
+const SERVER_LABEL: &str = "node-role.kubernetes.io/control-plane";
+/// A server that is without a leader for longer than this stops answering the shared address, in milliseconds: longer than
+/// any election.
+const OUT_OF_TOUCH_MS: u64 = 2_000;
 /// The user of the kubeconfig that a new cluster writes.
 const ADMIN_USER: &str = "kubernetes-admin";
 /// Its group, which may do everything.
@@ -72,6 +77,8 @@ pub struct MemberConfig {
     pub transport: SocketAddr,
     /// Address of its HTTPS face, servers only; port 0 likewise.
     pub api: SocketAddr,
+    /// An address that all servers of this machine answer together, servers only.
+    pub shared_api: Option<SocketAddr>,
     /// How its containers are run; `None`: as processes.
     pub runtimes: Option<Runtimes>,
 }
@@ -158,6 +165,7 @@ pub struct Shared {
     authority: Option<Arc<Authority>>,
     api: Option<SocketAddr>,
     faults: StoreFaults,
+    shared_api: Option<SocketAddr>,
 }
 
 /// A member tells a server where it is, and hears of everybody.
@@ -275,6 +283,7 @@ impl Member {
             authority: authority.clone(),
             faults,
             api: listener.as_ref().map(|(addr, _)| *addr),
+            shared_api: config.shared_api,
             node,
         });
         let system = System::builder(shared.node.member.name.as_str())
@@ -289,8 +298,15 @@ impl Member {
             let chain = identity.chain()?;
             let view = Arc::new(View { shared: Arc::downgrade(&shared) });
             let listener = listener.into_std().map_err(|e| MemberError::Other(e.to_string()))?;
+            let lease = shared.leases.status();
             let started = Gateway::start(GatewayConfig {
                 listen: Listen::Bound(listener),
+                shared: config.shared_api.map(|address| {
+                    let serving = watch::Sender::new(true);
+                    let shared = SharedAddress { address, serving: serving.subscribe() };
+                    tasks.spawn(keep_in_touch(lease.clone(), serving));
+                    shared
+                }),
                 client_ca: chain.last().cloned().into_iter().collect(),
                 server_cert_chain: chain,
                 server_key: identity.key()?,
@@ -451,6 +467,9 @@ impl Shared {
         {
             config.host_ip = addr.ip();
         }
+        if self.store.is_some() {
+            config.labels.insert(SERVER_LABEL.to_owned(), String::new());
+        }
         let control = RemoteControlPlane::new(self.transport.clone(), self.leases.status());
         let agent = Agent::new(config, runtimes, control).map_err(|e| other(&e))?;
         system.start(agent.tree()).await.map_err(|e| other(&e))?;
@@ -592,7 +611,7 @@ impl Shared {
             return Err(format!("{} is an agent; ask a server", self.name()));
         };
         let identity = authority.issue_client(ADMIN_USER, &[ADMIN_GROUP.into()]).map_err(|e| e.to_string())?;
-        let server = format!("https://{api}");
+        let server = format!("https://{}", self.shared_api.unwrap_or(api));
         let config = Kubeconfig {
             cluster: &self.node.cluster,
             server: &server,
@@ -668,6 +687,22 @@ async fn fence(system: System, mut lease: watch::Receiver<LeaseStatus>) {
             },
             _ = pid.exited() => {}
         }
+    }
+}
+
+/// Says false while this node has not been granted its lease for [`OUT_OF_TOUCH_MS`], as when it is cut off.
+async fn keep_in_touch(mut lease: watch::Receiver<LeaseStatus>, serving: watch::Sender<bool>) {
+    let apart = |status: &LeaseStatus| status.fenced || status.leader.is_none();
+    while lease.wait_for(apart).await.is_ok() {
+        let back = lease.wait_for(|status| !apart(status));
+        match tokio::time::timeout(Duration::from_millis(OUT_OF_TOUCH_MS), back).await {
+            Ok(Ok(_)) => continue,
+            Ok(Err(_)) => return,
+            Err(_) => {}
+        }
+        serving.send_replace(false);
+        let back = lease.wait_for(|status| !apart(status)).await.is_ok();
+        serving.send_replace(back);
     }
 }
 

@@ -170,7 +170,7 @@ pub fn target(kinds: &Kinds, method: &Method, path: &str, query: &Query) -> Resu
     let served = match subresource {
         "" => kind.allows(verb.as_str()),
         sub => {
-            let sub = kind.subresource(sub).ok_or_else(Status::unknown_resource)?;
+            let sub = kind.subresource(sub).ok_or_else(|| unserved(&kind, sub))?;
             let verb = if method == Method::POST { "create" } else { verb.as_str() };
             sub.verbs.iter().any(|allowed| allowed == verb)
         }
@@ -186,6 +186,20 @@ pub fn target(kinds: &Kinds, method: &Method, path: &str, query: &Query) -> Resu
         name: name.to_owned(),
         subresource: subresource.to_owned(),
     }))
+}
+
+/// Says of Kubernetes' interactive subresources that they are not served, so that nobody looks for the fault in their pod.
+fn unserved(kind: &Kind, subresource: &str) -> Status {
+    let what = match subresource {
+        "exec" => "running commands in containers (exec, cp)",
+        "attach" => "attaching to containers",
+        "portforward" => "forwarding ports",
+        "ephemeralcontainers" => "ephemeral containers (debug)",
+        _ => return Status::unknown_resource(),
+    };
+    let mut status = Status::unknown_resource();
+    status.message = format!("this server does not serve {what}: {}/{subresource} is not implemented", kind.plural);
+    status
 }
 
 fn verb(method: &Method, name: &str, query: &Query) -> Option<Verb> {
