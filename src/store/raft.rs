@@ -748,8 +748,9 @@ impl Store for ReplicatedStore {
     fn status(&self) -> StoreStatus {
         let inner = &self.inner;
         let leadership = inner.leadership_now();
-        let metrics = inner.raft.metrics();
-        let metrics = metrics.borrow_watched();
+        let refusal = inner.refusal();
+        // A copy: whoever borrows the metrics twice at a time waits for Raft, which waits for the first to end.
+        let metrics = inner.raft.metrics().borrow_watched().clone();
         let membership = metrics.membership_config.membership();
         let voters: BTreeSet<ServerId> = membership.voter_ids().collect();
         let members: Vec<Member> = membership
@@ -761,7 +762,6 @@ impl Store for ReplicatedStore {
                 voter: voters.contains(id),
             })
             .collect();
-        let refusal = inner.refusal();
         let role = match metrics.state {
             _ if matches!(refusal, Some(StoreError::Closed)) || metrics.running_state.is_err() => Role::Stopped,
             ServerState::Leader => Role::Leader,
