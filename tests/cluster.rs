@@ -1,93 +1,13 @@
 //! Real clusters of processes, real `kill -9`: what `phalanx up` promises.
 
-use std::path::Path;
-use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use serde_json::Value;
 
-const PHALANX: &str = env!("CARGO_BIN_EXE_phalanx");
-/// What takes longer than this does not happen.
-const PATIENCE: Duration = Duration::from_secs(60);
+#[allow(dead_code, reason = "shared with the tests of pods, which need more of it")]
+mod support;
 
-/// A cluster in a directory of its own. Nothing of it is left when the test ends, however it ends.
-struct Cluster(tempfile::TempDir);
-
-impl Cluster {
-    fn up(nodes: u32, servers: u32) -> Self {
-        let cluster = Cluster(tempfile::tempdir().expect("tempdir"));
-        let (nodes, servers) = (nodes.to_string(), servers.to_string());
-        cluster.must(&["up", "--detach", "--nodes", &nodes, "--servers", &servers]);
-        cluster
-    }
-
-    fn dir(&self) -> &Path {
-        self.0.path()
-    }
-
-    fn run(&self, args: &[&str]) -> Output {
-        Command::new(PHALANX).args(args).arg("--dir").arg(self.dir()).output().expect("run")
-    }
-
-    fn must(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
-
-    /// The one line that a refused command says.
-    fn refused(&self, args: &[&str]) -> String {
-        let output = self.run(args);
-        assert_eq!(output.status.code(), Some(1), "{args:?} was not refused");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        let errors: Vec<&str> = said.lines().filter(|l| l.starts_with("error: ")).collect();
-        assert_eq!(errors.len(), 1, "one line: {said}");
-        errors[0].to_owned()
-    }
-
-    fn status(&self) -> Value {
-        serde_json::from_str(&self.must(&["status", "-o", "json"])).expect("JSON")
-    }
-
-    /// Waits until the status is as wanted.
-    fn until(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
-        let start = Instant::now();
-        loop {
-            let status = self.status();
-            if wanted(&status) {
-                return status;
-            }
-            assert!(start.elapsed() < PATIENCE, "never {what}: {status:#}");
-        }
-    }
-
-    fn all_ready(&self) -> Value {
-        let ready = |s: &Value| s["nodes"].as_array().is_some_and(|n| n.iter().all(|n| n["state"] == "Ready"));
-        self.until("all ready", ready)
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        let _ = self.run(&["down"]);
-        let left = processes_in(self.dir());
-        if !std::thread::panicking() {
-            assert_eq!(left, Vec::<String>::new(), "processes left behind");
-        }
-    }
-}
-
-/// Command lines that name the directory.
-fn processes_in(dir: &Path) -> Vec<String> {
-    let table = phalanx::cluster::processes::table();
-    let named = |p: &phalanx::cluster::processes::Process| p.args.iter().any(|a| Path::new(a).starts_with(dir));
-    table.into_values().filter(named).map(|p| p.args.join(" ")).collect()
-}
-
-fn state<'a>(status: &'a Value, node: &str) -> &'a Value {
-    let nodes = status["nodes"].as_array().expect("nodes");
-    &nodes.iter().find(|n| n["name"] == node).expect("in the status")["state"]
-}
+use support::{Cluster, PHALANX, processes_in, state};
 
 #[test]
 fn a_killed_node_is_lost_a_killed_leader_is_replaced_and_both_return() {

@@ -17,5 +17,5 @@ pub struct AgentArgs {
 /// Runs the command.
 pub async fn run(args: AgentArgs, global: &Global) -> Result<(), CliError> {
     let api = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
-    run_member(args.member, TokenRole::Agent, api, String::new(), global).await
+    run_member(args.member, TokenRole::Agent, (api, None), String::new(), global).await
 }

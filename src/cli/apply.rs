@@ -46,7 +46,7 @@ pub async fn run(args: ApplyArgs, global: &Global) -> Result<(), CliError> {
     }
     let documents = args.files.documents()?;
     if documents.is_empty() {
-        return Err(CliError::new("no objects passed to apply"));
+        return Err(args.files.empty("apply"));
     }
     let progress = Progress::start("Applying");
     let client = ApiClient::connect(global).await?;

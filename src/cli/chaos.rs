@@ -38,7 +38,12 @@ pub enum ChaosCommand {
         /// Which node
         node: String,
     },
-    /// End every partition and delay of the node
+    /// Let the disk of a server's store count as full: the cluster becomes read-only while that server leads
+    FillDisk {
+        /// Which node
+        node: String,
+    },
+    /// End every partition and delay of the node, and give its disk room again
     Heal {
         /// Which node
         node: String,
@@ -74,6 +79,7 @@ pub async fn run(args: ChaosArgs, global: &Global) -> Result<(), CliError> {
             return println(&format!("{node} started"));
         }
         ChaosCommand::Partition { node } => (node, AdminRequest::Partition, "cut off from all others".to_owned()),
+        ChaosCommand::FillDisk { node } => (node, AdminRequest::FillDisk, "takes its disk for full".to_owned()),
         ChaosCommand::Heal { node } => (node, AdminRequest::Heal, "healed".to_owned()),
         ChaosCommand::Delay { node, ms } => {
             (node, AdminRequest::Delay { ms }, format!("delayed: {ms} ms on everything it sends"))

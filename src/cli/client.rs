@@ -69,13 +69,20 @@ impl ApiClient {
             )));
         }
         let shown = path.display();
-        let kubeconfig =
-            Kubeconfig::read_from(&path).map_err(|e| CliError::new(format!("{shown}: {}", root_cause(&e))))?;
+        let unusable = |e: &(dyn std::error::Error + 'static)| {
+            // What the parser draws below its first line is no help in one line.
+            let why = root_cause(e);
+            let why = why.lines().next().unwrap_or_default().trim_end_matches([':', ' ']);
+            CliError::new(format!(
+                "{shown} cannot be used as a kubeconfig: {why}; --kubeconfig and --dir choose another"
+            ))
+        };
+        let kubeconfig = Kubeconfig::read_from(&path).map_err(|e| unusable(&e))?;
         let mut servers = servers(&kubeconfig);
         servers.extend(neighbours(&path, &servers));
         let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
             .await
-            .map_err(|e| CliError::new(format!("{shown}: {}", root_cause(&e))))?;
+            .map_err(|e| unusable(&e))?;
         if let Some(reachable) = first_reachable(servers).await {
             config.cluster_url = reachable;
         }

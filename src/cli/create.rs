@@ -27,7 +27,7 @@ pub async fn run(args: CreateArgs, global: &Global) -> Result<(), CliError> {
     }
     let documents = args.files.documents()?;
     if documents.is_empty() {
-        return Err(CliError::new("no objects passed to create"));
+        return Err(args.files.empty("create"));
     }
     let progress = Progress::start("Creating");
     let client = ApiClient::connect(global).await?;

@@ -15,7 +15,11 @@ pub async fn run(_: DownArgs, global: &Global) -> Result<(), CliError> {
     let cluster = LocalCluster::open(&global.directory()).map_err(CliError::new)?;
     let running = cluster.nodes().iter().filter(|n| n.pid.is_some()).count();
     if !global.json() {
-        warn(&format!("stopping {running} nodes of the cluster {}", cluster.name()));
+        warn(&match running {
+            0 => format!("no node of the cluster {} runs", cluster.name()),
+            1 => format!("stopping 1 node of the cluster {}", cluster.name()),
+            n => format!("stopping {n} nodes of the cluster {}", cluster.name()),
+        });
     }
     cluster.down().await.map_err(CliError::new)
 }

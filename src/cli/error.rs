@@ -92,9 +92,11 @@ impl From<serde_json::Error> for CliError {
 /// Writes to standard output. A broken pipe is [`CliError::BrokenPipe`], never a panic.
 pub fn print(text: &str) -> Result<(), CliError> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes())?;
-    out.flush()?;
-    Ok(())
+    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+    written.map_err(|error| match CliError::from(error) {
+        CliError::Message(why) => CliError::Message(format!("cannot write to standard output: {why}")),
+        other => other,
+    })
 }
 
 /// Like [`print`], with a line feed.

@@ -88,6 +88,14 @@ pub async fn run(args: LogsArgs, global: &Global) -> Result<(), CliError> {
     let progress = Progress::start("Asking the server");
     let client = ApiClient::connect(global).await?;
     let pods = pods(&client, &args).await?;
+    if let [pod] = pods.as_slice()
+        && text::str_at(pod, "/spec/nodeName").is_empty()
+    {
+        let name = text::name(pod);
+        return Err(CliError::new(format!(
+            "pod {name} has no node yet, so it has said nothing; `phalanx describe pod {name}` tells why"
+        )));
+    }
     let mut sources: Vec<Source> = Vec::new();
     for pod in &pods {
         for container in containers(pod, &args)? {

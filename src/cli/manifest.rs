@@ -88,17 +88,28 @@ impl Filename {
             }
             for file in files {
                 let shown = file.display().to_string();
-                let reader = std::fs::File::open(&file).map_err(|e| CliError::new(format!("{shown}: {e}")))?;
+                let reader = std::fs::File::open(&file).map_err(|e| match source.contains("://") {
+                    true => CliError::new(format!("{source}: manifests are not fetched; save it and give the file")),
+                    false => CliError::new(format!("{shown}: {e}")),
+                })?;
                 documents.extend(split(&shown, &limited(reader, &shown)?));
             }
         }
         Ok(documents)
     }
+
+    /// The error of a command whose manifests hold nothing.
+    pub fn empty(&self, verb: &str) -> CliError {
+        CliError::new(format!("{}: there is no object in it to {verb}", self.filename.join(", ")))
+    }
 }
 
 fn limited(reader: impl Read, shown: &str) -> Result<String, CliError> {
     let mut text = String::new();
-    reader.take(INPUT_BYTES_MAX + 1).read_to_string(&mut text).map_err(|e| CliError::new(format!("{shown}: {e}")))?;
+    reader.take(INPUT_BYTES_MAX + 1).read_to_string(&mut text).map_err(|e| match e.kind() {
+        std::io::ErrorKind::InvalidData => CliError::new(format!("{shown}: not text (UTF-8), so not a manifest")),
+        _ => CliError::new(format!("{shown}: {e}")),
+    })?;
     if text.len() as u64 > INPUT_BYTES_MAX {
         return Err(CliError::new(format!("{shown}: more than {} MiB", INPUT_BYTES_MAX >> 20)));
     }

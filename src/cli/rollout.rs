@@ -301,7 +301,7 @@ async fn history(
         let (_, set) = revisions
             .iter()
             .find(|(n, _)| *n == wanted)
-            .ok_or_else(|| CliError::new(format!("unable to find the specified revision {wanted} of {display}")))?;
+            .ok_or_else(|| CliError::new(no_revision(&revisions, wanted)))?;
         return Ok(format!("{display} with revision #{wanted}\n{}\n", pod_template(&set["spec"]["template"])));
     }
     let cause = |rs: &Value| {
@@ -356,13 +356,15 @@ async fn undo(
     Ok("rolled back")
 }
 
+fn no_revision(revisions: &[(u64, Value)], wanted: u64) -> String {
+    let kept: Vec<String> = revisions.iter().map(|(n, _)| n.to_string()).collect();
+    format!("unable to find specified revision {wanted} in history; it has {}", kept.join(", "))
+}
+
 /// The revision asked for, else the one before the last.
 fn revision_to_undo(revisions: &[(u64, Value)], wanted: Option<u64>) -> Result<Value, String> {
     let found = match wanted.filter(|n| *n > 0) {
-        Some(n) => revisions
-            .iter()
-            .find(|(r, _)| *r == n)
-            .ok_or(format!("unable to find specified revision {n} in history"))?,
+        Some(n) => revisions.iter().find(|(r, _)| *r == n).ok_or_else(|| no_revision(revisions, n))?,
         None if revisions.len() < 2 => {
             return Err("no rollout history found: there is no revision to go back to".into());
         }

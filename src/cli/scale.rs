@@ -41,7 +41,7 @@ pub async fn run(args: ScaleArgs, global: &Global) -> Result<(), CliError> {
     for target in &targets {
         if !target.resource.subresources.iter().any(|s| s == "scale") {
             return Err(CliError::new(format!(
-                "{} cannot be scaled: it has no replicas",
+                "{} cannot be scaled: they have no replicas",
                 target.resource.plural_group()
             )));
         }

@@ -23,6 +23,10 @@ pub struct ServerArgs {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     pub api: SocketAddr,
 
+    /// Address that all servers on this machine with the same flag answer together, beside their own
+    #[arg(long, value_name = "ADDR")]
+    pub shared_api: Option<SocketAddr>,
+
     /// Name of a new cluster, when there is no token
     #[arg(long, value_name = "NAME", default_value = "phalanx")]
     pub cluster: String,
@@ -46,14 +50,14 @@ pub struct MemberArgs {
 
 /// Runs the command.
 pub async fn run(args: ServerArgs, global: &Global) -> Result<(), CliError> {
-    run_member(args.member, TokenRole::Server, args.api, args.cluster, global).await
+    run_member(args.member, TokenRole::Server, (args.api, args.shared_api), args.cluster, global).await
 }
 
 /// Runs a member until it is asked to stop. Its first and only line on standard output says that it is ready.
 pub async fn run_member(
     args: MemberArgs,
     role: TokenRole,
-    api: SocketAddr,
+    (api, shared_api): (SocketAddr, Option<SocketAddr>),
     cluster: String,
     global: &Global,
 ) -> Result<(), CliError> {
@@ -63,7 +67,8 @@ pub async fn run_member(
     };
     let join = args.join.as_deref().map(JoinToken::parse).transpose().map_err(CliError::new)?;
     let dir = NodeDir(std::path::absolute(global.directory())?);
-    let config = MemberConfig { name, dir, role, join, cluster, transport: args.listen, api, runtimes: None };
+    let config =
+        MemberConfig { name, dir, role, join, cluster, transport: args.listen, api, shared_api, runtimes: None };
     let mut interrupts = Interrupts::listen()?;
     let member = tokio::select! {
         member = Member::start(config) => member.map_err(CliError::new)?,

@@ -30,6 +30,7 @@ pub async fn run(_: StatusArgs, global: &Global) -> Result<(), CliError> {
 
 fn render(status: &Value) -> String {
     let mut table = Table::new();
+    let mut remarks = Vec::new();
     table.load_style(presets::NOTHING);
     table.set_header(["NAME", "ROLES", "LEADER", "STATE", "PODS", "LEASE AGE", "PID", "ADDRESS", "BOOT"]);
     for node in status["nodes"].as_array().into_iter().flatten() {
@@ -44,7 +45,8 @@ fn render(status: &Value) -> String {
             state.push_str(",Fenced");
         }
         if let Some(reason) = node["readOnly"].as_str() {
-            state.push_str(&format!(",ReadOnly ({reason})"));
+            state.push_str(",ReadOnly");
+            remarks.push(format!("{} is read-only: {reason}", text("name")));
         }
         let age = node["leaseAgeMs"].as_u64().map_or("-".into(), |ms| format!("{ms} ms"));
         let leader = if node["leader"] == true { "yes".into() } else { String::new() };
@@ -60,7 +62,8 @@ fn render(status: &Value) -> String {
             text("incarnation"),
         ]);
     }
-    let lines: Vec<String> = table.lines().map(|line| line.trim().to_owned()).collect();
+    let mut lines: Vec<String> = table.lines().map(|line| line.trim().to_owned()).collect();
+    lines.append(&mut remarks);
     lines.join("\n")
 }
 

@@ -25,7 +25,8 @@ pub enum TokenCommand {
         #[arg(long, value_enum, default_value_t = Role::Agent)]
         role: Role,
         /// For how many hours it counts
-        #[arg(long, value_name = "HOURS", default_value_t = TOKEN_TTL_HOURS_DEFAULT)]
+        #[arg(long, value_name = "HOURS", default_value_t = TOKEN_TTL_HOURS_DEFAULT,
+            value_parser = clap::value_parser!(u64).range(1..))]
         ttl: u64,
     },
 }

@@ -70,6 +70,9 @@ pub async fn run(args: TreeArgs, global: &Global) -> Result<(), CliError> {
     loop {
         let mut answer = source.ask(args.path.trim_matches('/')).await?;
         drop(progress.take());
+        if !args.watch {
+            refuse_nothing(&answer, &args.path)?;
+        }
         if let (Some(node), Some(nodes)) = (&args.node, answer["nodes"].as_array_mut()) {
             nodes.retain(|n| n["node"] == node.as_str());
             if nodes.is_empty() {
@@ -93,6 +96,20 @@ pub async fn run(args: TreeArgs, global: &Global) -> Result<(), CliError> {
         }
         tokio::time::sleep(WATCH_PERIOD).await;
     }
+}
+
+/// An answer that shows nothing is a failure, and says why.
+fn refuse_nothing(answer: &Value, path: &str) -> Result<(), CliError> {
+    let nodes = text::list_at(answer, "/nodes");
+    let errors: Vec<&str> = nodes.iter().filter_map(|n| n["error"].as_str()).collect();
+    if let (Some(first), true) = (errors.first(), errors.len() == nodes.len()) {
+        return Err(CliError::new(format!("no node of the cluster answers: {first}")));
+    }
+    let seen = nodes.iter().any(|n| !text::list_at(n, "/actors").is_empty());
+    if !seen && errors.is_empty() {
+        return Err(CliError::new(format!("no node has an actor at {path}; `phalanx tree` shows all paths")));
+    }
+    Ok(())
 }
 
 /// Who is asked about the cluster.

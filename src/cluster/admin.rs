@@ -57,7 +57,9 @@ pub enum AdminRequest {
         /// By how much.
         ms: u64,
     },
-    /// End every partition and delay.
+    /// The disk of the server's store counts as full.
+    FillDisk,
+    /// End every partition and delay, and give the disk its room back.
     Heal,
 }
 
@@ -75,12 +77,10 @@ pub enum AdminResponse {
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     /// Nobody serves the socket.
-    #[error("the node in {} is not running ({why})", dir.display())]
+    #[error("no node runs in {}; start it, or its whole cluster with `phalanx up`", dir.display())]
     NotRunning {
         /// The node's directory.
         dir: PathBuf,
-        /// What the system said.
-        why: String,
     },
     /// It hung up, or said nonsense, or said nothing.
     #[error("the node in {} did not answer: {why}", dir.display())]
@@ -161,7 +161,12 @@ where
 /// Asks the member that runs in `dir`.
 pub async fn call(dir: &NodeDir, request: &AdminRequest) -> Result<serde_json::Value, AdminError> {
     let no_answer = |why: String| AdminError::NoAnswer { dir: dir.0.clone(), why };
-    let not_running = |e: io::Error| AdminError::NotRunning { dir: dir.0.clone(), why: e.to_string() };
+    let not_running = |e: io::Error| match e.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory | io::ErrorKind::ConnectionRefused => {
+            AdminError::NotRunning { dir: dir.0.clone() }
+        }
+        _ => no_answer(e.to_string()),
+    };
     let (_open, short) = short_path(&dir.admin_socket()).map_err(not_running)?;
     let stream = UnixStream::connect(short).await.map_err(not_running)?;
     let exchange = async {

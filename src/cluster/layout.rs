@@ -15,6 +15,7 @@
 //! ```
 //! Must never open a directory of a newer format or of another cluster. Called by `cluster` and the CLI.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -42,6 +43,20 @@ pub enum LayoutError {
         path: PathBuf,
         /// What the parser said.
         why: String,
+    },
+    /// A file where a directory should be.
+    #[error("{} is a file, not a directory; choose another with --dir", path.display())]
+    NotDirectory {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// The directory cannot be made.
+    #[error("cannot make the directory {}: {source}; choose another with --dir", path.display())]
+    Make {
+        /// Which directory.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
     },
     /// Written by a newer version.
     #[error("{} was written by a newer Phalanx (format {found}, this one knows {FORMAT}); use that version", path.display())]
@@ -77,6 +92,9 @@ pub struct ClusterFile {
     pub format: u32,
     /// The cluster's name.
     pub cluster: String,
+    /// The address that all its servers answer together; clients need not know which of them live.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api: Option<SocketAddr>,
     /// Its nodes in the order of their making.
     pub nodes: Vec<ClusterNode>,
 }
@@ -113,6 +131,9 @@ pub struct RunFile {
     pub pid: i32,
     /// When that process started, in clock ticks since boot: a recycled pid has another.
     pub start_ticks: u64,
+    /// Inode of the directory that it runs in: a copy of the directory has another, and must not pass for running.
+    #[serde(default)]
+    pub inode: Option<u64>,
 }
 
 /// The paths of one cluster directory.
@@ -137,6 +158,7 @@ impl ClusterDir {
 
     /// What `up` made here, if anything.
     pub fn load(&self) -> Result<Option<ClusterFile>, LayoutError> {
+        check_directory(&self.0)?;
         load_versioned(&self.cluster_file())
     }
 
@@ -188,6 +210,7 @@ impl NodeDir {
 
     /// Who this member is; `None` when it has not joined yet. Refuses another member's directory.
     pub fn load(&self, name: &str) -> Result<Option<NodeFile>, LayoutError> {
+        check_directory(&self.0)?;
         let Some(file): Option<NodeFile> = load_versioned(&self.node_file())? else { return Ok(None) };
         if file.member.name != name {
             return Err(LayoutError::Other {
@@ -206,7 +229,14 @@ impl NodeDir {
 
     /// The running process, as recorded.
     pub fn running(&self) -> Result<Option<RunFile>, LayoutError> {
-        load(&self.run_file())
+        let here = self.inode();
+        let run: Option<RunFile> = load(&self.run_file())?;
+        Ok(run.filter(|run| run.inode.is_none() || run.inode == here))
+    }
+
+    /// What tells this directory from a copy of it; `None` when it cannot be asked.
+    pub fn inode(&self) -> Option<u64> {
+        std::fs::metadata(&self.0).ok().map(|meta| std::os::unix::fs::MetadataExt::ino(&meta))
     }
 
     /// The members as last seen.
@@ -226,6 +256,19 @@ impl NodeDir {
         let last: u64 = load(&path)?.unwrap_or(0);
         save(&path, &(last + 1))?;
         Ok(last + 1)
+    }
+}
+
+/// Makes a directory with all above it.
+pub fn make_directory(path: &Path) -> Result<(), LayoutError> {
+    check_directory(path)?;
+    std::fs::create_dir_all(path).map_err(|source| LayoutError::Make { path: path.into(), source })
+}
+
+fn check_directory(path: &Path) -> Result<(), LayoutError> {
+    match path.ancestors().find(|above| above.is_file()) {
+        Some(file) => Err(LayoutError::NotDirectory { path: file.into() }),
+        None => Ok(()),
     }
 }
 

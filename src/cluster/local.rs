@@ -4,6 +4,7 @@
 //! never signal a process that is not a node of its directory. Called by the CLI, the demo and the benchmarks.
 
 use std::fs::OpenOptions;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -13,9 +14,10 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::TcpSocket;
 
 use super::admin::{self, AdminError, AdminRequest};
-use super::layout::{ClusterDir, ClusterFile, ClusterNode, FORMAT, LayoutError, NodeDir};
+use super::layout::{ClusterDir, ClusterFile, ClusterNode, FORMAT, LayoutError, NodeDir, NodeFile, make_directory};
 use super::processes;
 use super::status::{NodeAnswer, merge};
 use crate::security::{TokenRole, write_secret};
@@ -125,13 +127,13 @@ impl LocalCluster {
             None => own_binary()?,
         };
         let resumed = dir.load()?;
-        let file = match &resumed {
-            Some(file) => {
-                progress(UpProgress::Resuming { nodes: file.nodes.len() });
-                file.clone()
-            }
+        let mut file = match &resumed {
+            Some(file) => file.clone(),
             None => plan(&options)?,
         };
+        let running = file.nodes.iter().any(|n| running(&dir.node(&n.name)).is_some());
+        // Held until the servers listen, so that nobody else is given it.
+        let _held = if running { None } else { Some(hold_api(&mut file)?) };
         let cluster = Self { dir, file, binary };
         if let Some(node) = cluster.nodes().into_iter().find(|n| n.pid.is_some()) {
             let pid = node.pid.unwrap_or_default();
@@ -141,6 +143,11 @@ impl LocalCluster {
                 node.name,
                 cluster.dir.0.display()
             )));
+        }
+        cluster.check_nodes()?;
+        make_directory(&cluster.dir.0)?;
+        if resumed.is_some() {
+            progress(UpProgress::Resuming { nodes: cluster.file.nodes.len() });
         }
         let started = cluster.start_all(resumed.is_none(), &progress).await;
         if let Err(error) = started {
@@ -290,6 +297,25 @@ impl LocalCluster {
         }
     }
 
+    /// Refuses directories of nodes that are not of one cluster: such a node would run alone, and nobody would know.
+    fn check_nodes(&self) -> Result<(), LocalError> {
+        let mut first: Option<NodeFile> = None;
+        for node in &self.file.nodes {
+            let dir = self.dir.node(&node.name);
+            let Some(known) = dir.load(&node.name)? else { continue };
+            let ours = first.get_or_insert_with(|| known.clone());
+            if known.cluster_id != ours.cluster_id || known.cluster != self.file.cluster {
+                let other = LayoutError::Other {
+                    path: dir.0,
+                    found: format!("node {} of cluster {} ({})", node.name, known.cluster, known.cluster_id),
+                    wanted: format!("cluster {} ({})", self.file.cluster, ours.cluster_id),
+                };
+                return Err(other.into());
+            }
+        }
+        Ok(())
+    }
+
     fn any_server(&self) -> Result<NodeDir, LocalError> {
         let server = self.nodes().into_iter().find(|n| n.server && n.pid.is_some());
         server.map(|n| self.dir.node(&n.name)).ok_or_else(|| LocalError::Other("no server runs".into()))
@@ -344,6 +370,9 @@ impl LocalCluster {
         command.arg("--dir").arg(&dir.0).args(["--name", name]);
         if server {
             command.args(["--cluster", &self.file.cluster]);
+            if let Some(api) = self.file.api {
+                command.args(["--shared-api", &api.to_string()]);
+            }
         }
         if let Some(token) = token {
             // Not on the command line, which everybody on the machine can read.
@@ -369,6 +398,29 @@ impl LocalCluster {
     }
 }
 
+/// Chooses the address that the servers share, or sees that the known one is free.
+fn hold_api(file: &mut ClusterFile) -> Result<TcpSocket, LocalError> {
+    let wanted = file.api.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    let held = || {
+        if wanted.port() != 0 {
+            // The servers' own sockets would share it with whoever has it.
+            drop(std::net::TcpListener::bind(wanted)?);
+        }
+        let socket = TcpSocket::new_v4()?;
+        socket.set_reuseaddr(true)?;
+        socket.set_reuseport(true)?;
+        socket.bind(wanted)?;
+        Ok::<_, std::io::Error>((socket.local_addr()?, socket))
+    };
+    let (api, socket) = held().map_err(|e| {
+        LocalError::Other(format!(
+            "cannot listen on {wanted}, where kubectl looks for this cluster: {e}; stop what has it"
+        ))
+    })?;
+    file.api = Some(api);
+    Ok(socket)
+}
+
 fn own_binary() -> Result<PathBuf, LocalError> {
     std::env::current_exe().map_err(|e| LocalError::Other(format!("cannot find the path of this program: {e}")))
 }
@@ -388,7 +440,7 @@ fn plan(options: &UpOptions) -> Result<ClusterFile, LocalError> {
         return Err(LocalError::Other(format!("--servers must be 1 to {}, not {servers}", nodes.min(SERVERS_MAX))));
     }
     let nodes = (1..=nodes).map(|i| ClusterNode { name: format!("n{i}"), server: i <= servers }).collect();
-    Ok(ClusterFile { format: FORMAT, cluster: options.cluster.clone(), nodes })
+    Ok(ClusterFile { format: FORMAT, cluster: options.cluster.clone(), api: None, nodes })
 }
 
 /// What a process said last, in one line.

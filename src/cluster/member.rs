@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 use super::admin::{self, AdminRequest, AdminResponse};
 use super::front::{Door, StatusRequest, TreeRequest, View};
-use super::layout::{FORMAT, LayoutError, NodeDir, NodeFile, RunFile};
+use super::layout::{FORMAT, LayoutError, NodeDir, NodeFile, RunFile, make_directory};
 use super::membership::{ClusterRecord, Membership, check_name};
 use super::roles::{Leadership, Refresh};
 use super::{logs, processes, roles};
@@ -32,7 +32,7 @@ use crate::control::endpoint::{LeaseEndpoint, LeaseStatus};
 use crate::control::lease::{LeaseState, LeaseTimes};
 use crate::control::session::client::RemoteControlPlane;
 use crate::control::session::server::SessionServer;
-use crate::gateway::{Gateway, GatewayConfig, GatewayHandle, Listen};
+use crate::gateway::{Gateway, GatewayConfig, GatewayHandle, Listen, SharedAddress};
 use crate::node::{Agent, AgentConfig, Fence, PodNetwork, SyncActor, Unfence};
 use crate::registry::Registry;
 use crate::runtime::Runtimes;
@@ -42,7 +42,7 @@ use crate::security::{
     Authority, AuthorityError, ClientIdentity, JoinToken, Kubeconfig, NodeRequest, TokenRole, fingerprint,
     render_kubeconfig, write_secret,
 };
-use crate::store::{Consistency, QuicTransport, ReplicatedStore, Store, StoreConfig};
+use crate::store::{Consistency, QuicTransport, ReplicatedStore, Store, StoreConfig, StoreFaults};
 
 /// A new server is let into Raft within this time, or its start fails.
 const ADD_SERVER_DEADLINE: Duration = Duration::from_secs(30);
@@ -50,6 +50,11 @@ const ADD_SERVER_DEADLINE: Duration = Duration::from_secs(30);
 const CONTAINER_GRACE: Duration = Duration::from_secs(10);
 /// The pause before a fence is tried again that met no actor, in milliseconds.
 const FENCE_RETRY_MS: u64 = 20;
+/// What kubectl shows as the role of a server's node.
+const SERVER_LABEL: &str = "node-role.kubernetes.io/control-plane";
+/// A server that is without a leader for longer than this stops answering the shared address, in milliseconds: longer than
+/// any election.
+const OUT_OF_TOUCH_MS: u64 = 2_000;
 /// The user of the kubeconfig that a new cluster writes.
 const ADMIN_USER: &str = "kubernetes-admin";
 /// Its group, which may do everything.
@@ -72,6 +77,8 @@ pub struct MemberConfig {
     pub transport: SocketAddr,
     /// Address of its HTTPS face, servers only; port 0 likewise.
     pub api: SocketAddr,
+    /// An address that all servers of this machine answer together, servers only.
+    pub shared_api: Option<SocketAddr>,
     /// How its containers are run; `None`: as processes.
     pub runtimes: Option<Runtimes>,
 }
@@ -157,6 +164,8 @@ pub struct Shared {
     pub runtime: Handle,
     authority: Option<Arc<Authority>>,
     api: Option<SocketAddr>,
+    faults: StoreFaults,
+    shared_api: Option<SocketAddr>,
 }
 
 /// A member tells a server where it is, and hears of everybody.
@@ -191,12 +200,17 @@ impl Member {
     /// Starts a member; returns when it is part of its cluster and serves.
     pub async fn start(config: MemberConfig) -> Result<Member, MemberError> {
         check_name(&config.name).map_err(|e| MemberError::Other(e.to_string()))?;
+        make_directory(&config.dir.0)?;
         refuse_second(&config)?;
         let known = config.dir.load(&config.name)?;
         let new_cluster = known.is_none() && config.join.is_none();
         let joined = known.is_none() && config.join.is_some();
         let node = match (known, &config.join) {
-            (Some(node), _) => node,
+            (Some(node), Some(token)) => {
+                refuse_other_cluster(&config, &node, token)?;
+                node
+            }
+            (Some(node), None) => node,
             (None, Some(token)) => enlist(&config, token).await?,
             (None, None) if config.role == TokenRole::Server => found(&config)?,
             (None, None) => return Err(MemberError::NoCluster { dir: config.dir.0.display().to_string() }),
@@ -225,6 +239,7 @@ impl Member {
         let servers = watch::Sender::new(server_names(&members));
         roles::set_peers(&transport, &members, &node.member.name);
 
+        let faults = StoreFaults::default();
         let (mut store, mut authority, mut listener) = (None, None, None);
         if let Some(server_id) = node.member.server_id {
             let wanted = node.member.api.as_deref().and_then(|a| a.parse().ok()).unwrap_or(config.api);
@@ -240,7 +255,7 @@ impl Member {
             authority = Some(Arc::new(Authority::load(&config.dir.pki())?));
             let allowed = servers.subscribe();
             let network = QuicTransport::new(transport.clone(), move |peer| allowed.borrow().iter().any(|s| s == peer));
-            let store_config = StoreConfig::new(
+            let mut store_config = StoreConfig::new(
                 &node.cluster_id,
                 server_id,
                 &node.member.name,
@@ -248,6 +263,7 @@ impl Member {
                 config.dir.store(),
                 network,
             );
+            store_config.faults = faults.clone();
             let started = ReplicatedStore::start(store_config).await;
             store = Some(started.map_err(|e| MemberError::Other(e.to_string()))?);
         }
@@ -265,7 +281,9 @@ impl Member {
             transport,
             store: store.clone(),
             authority: authority.clone(),
+            faults,
             api: listener.as_ref().map(|(addr, _)| *addr),
+            shared_api: config.shared_api,
             node,
         });
         let system = System::builder(shared.node.member.name.as_str())
@@ -280,8 +298,15 @@ impl Member {
             let chain = identity.chain()?;
             let view = Arc::new(View { shared: Arc::downgrade(&shared) });
             let listener = listener.into_std().map_err(|e| MemberError::Other(e.to_string()))?;
+            let lease = shared.leases.status();
             let started = Gateway::start(GatewayConfig {
                 listen: Listen::Bound(listener),
+                shared: config.shared_api.map(|address| {
+                    let serving = watch::Sender::new(true);
+                    let shared = SharedAddress { address, serving: serving.subscribe() };
+                    tasks.spawn(keep_in_touch(lease.clone(), serving));
+                    shared
+                }),
                 client_ca: chain.last().cloned().into_iter().collect(),
                 server_cert_chain: chain,
                 server_key: identity.key()?,
@@ -384,7 +409,8 @@ impl Member {
     fn record_run(&self) -> Result<(), MemberError> {
         let pid = i32::try_from(std::process::id()).unwrap_or_default();
         let start_ticks = processes::process(pid).map_or(0, |p| p.start_ticks);
-        let text = serde_json::to_vec(&RunFile { pid, start_ticks }).map_err(|e| MemberError::Other(e.to_string()))?;
+        let run = RunFile { pid, start_ticks, inode: self.shared.dir.inode() };
+        let text = serde_json::to_vec(&run).map_err(|e| MemberError::Other(e.to_string()))?;
         crate::security::write_atomic(&self.shared.dir.run_file(), &text).map_err(LayoutError::from)?;
         Ok(())
     }
@@ -440,6 +466,9 @@ impl Shared {
             && !addr.ip().is_unspecified()
         {
             config.host_ip = addr.ip();
+        }
+        if self.store.is_some() {
+            config.labels.insert(SERVER_LABEL.to_owned(), String::new());
         }
         let control = RemoteControlPlane::new(self.transport.clone(), self.leases.status());
         let agent = Agent::new(config, runtimes, control).map_err(|e| other(&e))?;
@@ -546,8 +575,16 @@ impl Shared {
                 self.transport.faults().delay_way(Target::All, Direction::Out, Duration::from_millis(ms));
                 AdminResponse::Ok(Value::Null)
             }
+            AdminRequest::FillDisk => match &self.store {
+                Some(_) => {
+                    self.faults.low_disk(true);
+                    AdminResponse::Ok(Value::Null)
+                }
+                None => AdminResponse::Error(format!("{} is an agent; only servers have a store", self.name())),
+            },
             AdminRequest::Heal => {
                 self.transport.faults().heal(Target::All);
+                self.faults.low_disk(false);
                 AdminResponse::Ok(Value::Null)
             }
             AdminRequest::Kubeconfig => match self.kubeconfig() {
@@ -574,7 +611,7 @@ impl Shared {
             return Err(format!("{} is an agent; ask a server", self.name()));
         };
         let identity = authority.issue_client(ADMIN_USER, &[ADMIN_GROUP.into()]).map_err(|e| e.to_string())?;
-        let server = format!("https://{api}");
+        let server = format!("https://{}", self.shared_api.unwrap_or(api));
         let config = Kubeconfig {
             cluster: &self.node.cluster,
             server: &server,
@@ -653,6 +690,22 @@ async fn fence(system: System, mut lease: watch::Receiver<LeaseStatus>) {
     }
 }
 
+/// Says false while this node has not been granted its lease for [`OUT_OF_TOUCH_MS`], as when it is cut off.
+async fn keep_in_touch(mut lease: watch::Receiver<LeaseStatus>, serving: watch::Sender<bool>) {
+    let apart = |status: &LeaseStatus| status.fenced || status.leader.is_none();
+    while lease.wait_for(apart).await.is_ok() {
+        let back = lease.wait_for(|status| !apart(status));
+        match tokio::time::timeout(Duration::from_millis(OUT_OF_TOUCH_MS), back).await {
+            Ok(Ok(_)) => continue,
+            Ok(Err(_)) => return,
+            Err(_) => {}
+        }
+        serving.send_replace(false);
+        let back = lease.wait_for(|status| !apart(status)).await.is_ok();
+        serving.send_replace(back);
+    }
+}
+
 /// The loopback addresses of a member's pods. Clusters on one machine begin at different places, so that their pods do
 /// not get in each other's way.
 fn pod_network(cluster_id: &str, index: u32) -> PodNetwork {
@@ -672,6 +725,19 @@ fn refuse_second(config: &MemberConfig) -> Result<(), MemberError> {
         }
         _ => Ok(()),
     }
+}
+
+/// A directory of one cluster and a token of another: one of them was not meant.
+fn refuse_other_cluster(config: &MemberConfig, node: &NodeFile, token: &JoinToken) -> Result<(), MemberError> {
+    let chain = read_identity(&config.dir)?.chain()?;
+    if chain.last().is_some_and(|root| fingerprint(root) == token.ca_sha256) {
+        return Ok(());
+    }
+    Err(MemberError::Layout(LayoutError::Other {
+        path: config.dir.0.clone(),
+        found: format!("node {} of cluster {}", node.member.name, node.cluster),
+        wanted: "the cluster of the join token".into(),
+    }))
 }
 
 /// The first server of a new cluster.
@@ -701,6 +767,8 @@ fn found(config: &MemberConfig) -> Result<NodeFile, MemberError> {
 
 /// A machine that joins.
 async fn enlist(config: &MemberConfig, token: &JoinToken) -> Result<NodeFile, MemberError> {
+    // Before the cluster gives the name away: a directory that cannot be written must not cost one.
+    config.dir.save_members(&[])?;
     let key = NodeRequest::generate()?;
     let request = JoinRequest {
         token_id: token.id.clone(),

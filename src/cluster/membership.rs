@@ -121,13 +121,15 @@ impl Membership {
         let token = self.read::<TokenRecord>(&format!("{TOKENS_PREFIX}{}", key_part(&request.token_id)?)).await?;
         token.ok_or(TokenError::Unknown)?.0.admit(&request.token_secret, request.role, now_s)?;
         check_name(&request.node)?;
-        let (cluster, member) = self.enrol(request).await?;
         let mut ips: Vec<IpAddr> = vec![[127, 0, 0, 1].into()];
         ips.extend(request.addresses.iter().filter(|ip| !ip.is_loopback()));
-        let names = [server_name(&cluster.name, &member.name), "localhost".into()];
+        let (cluster, _) = self.cluster().await?;
+        let names = [server_name(&cluster.name, &request.node), "localhost".into()];
+        // Before the machine is recorded: one that cannot be given a certificate must not take a name.
         let issued = authority
-            .sign_node(&request.csr_pem, &member.name, &names, &ips)
+            .sign_node(&request.csr_pem, &request.node, &names, &ips)
             .map_err(|e| MembershipError::Refused(e.to_string()))?;
+        let (cluster, member) = self.enrol(request).await?;
         Ok(JoinResponse {
             cluster_id: cluster.id,
             cluster: cluster.name,
@@ -142,8 +144,7 @@ impl Membership {
     /// One transaction takes the next index and writes the member, so that an index is never given twice.
     async fn enrol(&self, request: &JoinRequest) -> Result<(ClusterRecord, MemberRecord), MembershipError> {
         for _ in 0..CONFLICT_RETRIES_MAX {
-            let damaged = || MembershipError::Damaged { key: CLUSTER_KEY.into(), why: "it is missing".into() };
-            let (mut cluster, revision) = self.read::<ClusterRecord>(CLUSTER_KEY).await?.ok_or_else(damaged)?;
+            let (mut cluster, revision) = self.cluster().await?;
             let index = cluster.next_index;
             cluster.next_index += 1;
             let member = MemberRecord {
@@ -221,6 +222,11 @@ impl Membership {
     pub async fn lost(&self) -> Result<Vec<String>, MembershipError> {
         let range = self.store.range(RangeRequest::prefix(LOST_PREFIX), Consistency::Local).await?;
         Ok(range.kvs.iter().filter_map(|kv| kv.key.strip_prefix(LOST_PREFIX).map(str::to_owned)).collect())
+    }
+
+    async fn cluster(&self) -> Result<(ClusterRecord, u64), MembershipError> {
+        let damaged = || MembershipError::Damaged { key: CLUSTER_KEY.into(), why: "it is missing".into() };
+        self.read(CLUSTER_KEY).await?.ok_or_else(damaged)
     }
 
     async fn read<T: DeserializeOwned>(&self, key: &str) -> Result<Option<(T, u64)>, MembershipError> {

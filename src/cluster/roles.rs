@@ -241,6 +241,7 @@ impl Leadership {
         }
         let deps = NodeDeps {
             registry: registry.clone(),
+            recorder: recorder.clone(),
             assignments: assignments.clone(),
             standings: standings.clone(),
             runtime,

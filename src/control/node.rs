@@ -23,7 +23,7 @@ use tokio::sync::watch;
 use super::session::assignments::Assignments;
 use crate::api::Status;
 use crate::controllers::nodes::{node_back, node_lost};
-use crate::registry::{Api, Registry, WriteOptions};
+use crate::registry::{Api, EventType, ObjectRef, Recorder, Registry, WriteOptions};
 
 /// kubelet's `nodeLeaseDurationSeconds`.
 const LEASE_DURATION_S: i32 = 40;
@@ -33,6 +33,9 @@ const LEASE_RENEWAL: Duration = Duration::from_secs(10);
 const RETRY: Duration = Duration::from_millis(50);
 /// Kubernetes' namespace of the nodes' Lease objects.
 const LEASE_NAMESPACE: &str = "kube-node-lease";
+
+/// Who says so in events: Kubernetes' node lifecycle controller.
+const COMPONENT: &str = "node-controller";
 
 /// What the lease table says of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,10 +96,27 @@ impl Standings {
 #[derive(Clone)]
 pub struct NodeDeps {
     pub registry: Registry,
+    pub recorder: Recorder,
     pub assignments: Assignments,
     pub standings: Standings,
     /// Where writes run.
     pub runtime: Handle,
+}
+
+impl NodeDeps {
+    /// An event on the node itself, with kubelet's and the node controller's words.
+    fn tell(&self, node: &str, reason: &str) {
+        let about = ObjectRef {
+            api_version: "v1".to_owned(),
+            kind: "Node".to_owned(),
+            name: node.to_owned(),
+            // Kubernetes' convention for nodes, by which `kubectl describe` finds them.
+            uid: node.to_owned(),
+            ..ObjectRef::default()
+        };
+        let message = format!("Node {node} status is now: {reason}");
+        self.recorder.record(&about, EventType::Normal, reason, &message, COMPONENT);
+    }
 }
 
 /// The child of `control/nodes` for one node.
@@ -134,11 +154,24 @@ impl NodeActor {
             match wanted {
                 Standing::Lost => {
                     let pods = deps.assignments.pods(&node);
-                    let gone = node_lost(&deps.registry, &node, pods).await?;
-                    tracing::info!(node, pods = gone, "the pods of a lost node are being replaced");
+                    let loss = node_lost(&deps.registry, &node, pods.clone()).await?;
+                    tracing::info!(node, pods = loss.evicted, "the pods of a lost node are being replaced");
+                    if loss.marked {
+                        deps.tell(&node, "NodeNotReady");
+                        for pod in &pods {
+                            let about = ObjectRef::of_typed(&**pod);
+                            let text = format!("Node {node} is lost");
+                            deps.recorder.record(&about, EventType::Warning, "NodeNotReady", &text, COMPONENT);
+                        }
+                    }
                     Ok(())
                 }
-                Standing::Held => node_back(&deps.registry, &node).await,
+                Standing::Held => {
+                    if node_back(&deps.registry, &node).await? {
+                        deps.tell(&node, "NodeReady");
+                    }
+                    Ok(())
+                }
             }
         });
         ctx.pipe(write, move |this, result, ctx| {

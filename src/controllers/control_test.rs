@@ -297,7 +297,8 @@ async fn the_pods_of_a_lost_node_are_replaced_on_others_and_it_can_come_back() {
     };
     let victims = on_node(cluster.list().await);
     let began = Instant::now();
-    let evicted = nodes::node_lost(&cluster.registry, "node-1", victims.clone()).await.unwrap();
+    let nodes::Loss { evicted, marked } = nodes::node_lost(&cluster.registry, "node-1", victims.clone()).await.unwrap();
+    assert!(marked);
     assert_eq!(evicted, 3);
     let replaced = |pods: &[Pod]| {
         pods.len() == 9 && pods.iter().all(|pod| pods::is_ready(pod) && pods::node_name(pod) != Some("node-1"))
@@ -306,7 +307,8 @@ async fn the_pods_of_a_lost_node_are_replaced_on_others_and_it_can_come_back() {
     println!("replaced after {:?}", began.elapsed());
     let lost: Node = cluster.registry.api().get(None, "node-1").await.unwrap();
     assert_eq!(lost.spec.as_ref().unwrap().taints.as_ref().unwrap().len(), 2);
-    nodes::node_back(&cluster.registry, "node-1").await.unwrap();
+    assert!(nodes::node_back(&cluster.registry, "node-1").await.unwrap());
+    assert!(!nodes::node_back(&cluster.registry, "node-1").await.unwrap(), "said once");
     cluster.patch::<Deployment>("web", json!({"spec": {"replicas": 12}})).await;
     let pods = cluster.ready_pods(12).await;
     assert_eq!(by_node(&pods)["node-1"], 3, "a node that is back takes pods again");

@@ -22,6 +22,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::Stream;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::sync::watch::Receiver;
 
 use crate::api::Status;
 use crate::registry::Registry;
@@ -99,9 +100,19 @@ pub enum Listen {
     Bound(std::net::TcpListener),
 }
 
+/// An address that several gateways of one machine answer together; the system shares connections out among those that
+/// listen, so that one that dies is not missed.
+pub struct SharedAddress {
+    pub address: SocketAddr,
+    /// Listened on only while this is true: a server that has lost the others would only make clients wait.
+    pub serving: Receiver<bool>,
+}
+
 /// What the gateway needs.
 pub struct GatewayConfig {
     pub listen: Listen,
+    /// Beside its own.
+    pub shared: Option<SharedAddress>,
     /// Leaf first.
     pub server_cert_chain: Vec<CertificateDer<'static>>,
     pub server_key: PrivateKeyDer<'static>,

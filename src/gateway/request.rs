@@ -1,6 +1,7 @@
 //! What a request asks for: Kubernetes' URLs and parameters, taken apart. Pure.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::Method;
@@ -11,6 +12,8 @@ use crate::registry::{ListOptions, VersionMatch, WriteOptions};
 
 /// Largest body; Kubernetes' own limit.
 pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// A body must have arrived whole within this time (kube-apiserver's `--request-timeout`).
+const BODY_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Kubernetes' verbs, as authorisation names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,7 +170,7 @@ pub fn target(kinds: &Kinds, method: &Method, path: &str, query: &Query) -> Resu
     let served = match subresource {
         "" => kind.allows(verb.as_str()),
         sub => {
-            let sub = kind.subresource(sub).ok_or_else(Status::unknown_resource)?;
+            let sub = kind.subresource(sub).ok_or_else(|| unserved(&kind, sub))?;
             let verb = if method == Method::POST { "create" } else { verb.as_str() };
             sub.verbs.iter().any(|allowed| allowed == verb)
         }
@@ -183,6 +186,20 @@ pub fn target(kinds: &Kinds, method: &Method, path: &str, query: &Query) -> Resu
         name: name.to_owned(),
         subresource: subresource.to_owned(),
     }))
+}
+
+/// Says of Kubernetes' interactive subresources that they are not served, so that nobody looks for the fault in their pod.
+fn unserved(kind: &Kind, subresource: &str) -> Status {
+    let what = match subresource {
+        "exec" => "running commands in containers (exec, cp)",
+        "attach" => "attaching to containers",
+        "portforward" => "forwarding ports",
+        "ephemeralcontainers" => "ephemeral containers (debug)",
+        _ => return Status::unknown_resource(),
+    };
+    let mut status = Status::unknown_resource();
+    status.message = format!("this server does not serve {what}: {}/{subresource} is not implemented", kind.plural);
+    status
 }
 
 fn verb(method: &Method, name: &str, query: &Query) -> Option<Verb> {
@@ -250,15 +267,27 @@ pub fn list_options(kind: &Kind, query: &Query) -> Result<ListOptions, Status> {
 /// The whole body.
 ///
 /// # Errors
-/// 413 when it is too large, 400 when the client breaks off.
+/// 413 when it is too large, 400 when the client breaks off or is too slow.
 pub async fn body<B>(body: B) -> Result<bytes::Bytes, Status>
 where
     B: hyper::body::Body,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    match Limited::new(body, BODY_BYTES_MAX).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(Status::request_entity_too_large(BODY_BYTES_MAX)),
-        Err(error) => Err(Status::bad_request(format!("the body of the request broke off: {error}"))),
+    body_within(body, BODY_BYTES_MAX, BODY_DEADLINE).await
+}
+
+/// As [`body`], with limits of its own.
+pub async fn body_within<B>(body: B, bytes_max: usize, deadline: Duration) -> Result<bytes::Bytes, Status>
+where
+    B: hyper::body::Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    match tokio::time::timeout(deadline, Limited::new(body, bytes_max).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Status::request_entity_too_large(bytes_max)),
+        Ok(Err(error)) => Err(Status::bad_request(format!("the body of the request broke off: {error}"))),
+        Err(_) => {
+            Err(Status::bad_request(format!("the body of the request did not arrive within {} s", deadline.as_secs())))
+        }
     }
 }

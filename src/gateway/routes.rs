@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -24,6 +25,13 @@ use crate::registry::Registry;
 const IN_FLIGHT_MAX: usize = 600;
 /// Watches and followed logs at once.
 const STREAMS_MAX: usize = 20_000;
+/// Machines that join at once; more are told to come back. Apart from the others' places: whoever joins is a stranger, and
+/// strangers must not keep anybody else out.
+const JOINS_MAX: usize = 64;
+/// Largest join request, in bytes: a signing request and some names.
+const JOIN_BYTES_MAX: usize = 64 * 1024;
+/// A join request must have arrived whole within this time.
+const JOIN_BODY_DEADLINE: Duration = Duration::from_secs(10);
 /// When a refused client should come back.
 const RETRY_AFTER_S: u32 = 1;
 
@@ -39,6 +47,7 @@ pub struct Gate {
     pub stopping: CancellationToken,
     in_flight: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    joins: Arc<Semaphore>,
 }
 
 impl Gate {
@@ -60,6 +69,7 @@ impl Gate {
             stopping,
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT_MAX)),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            joins: Arc::new(Semaphore::new(JOINS_MAX)),
         }
     }
 }
@@ -94,12 +104,12 @@ async fn ready(State(gate): State<Arc<Gate>>) -> Response {
 }
 
 async fn join(State(gate): State<Arc<Gate>>, Extension(peer): Extension<Peer>, request: Request) -> Response {
-    let _permit = match room(&gate.in_flight) {
+    let _permit = match room(&gate.joins) {
         Ok(permit) => permit,
         Err(status) => return respond::status(&status),
     };
     let answer = async {
-        let body = request::body(request.into_body()).await?;
+        let body = request::body_within(request.into_body(), JOIN_BYTES_MAX, JOIN_BODY_DEADLINE).await?;
         gate.join.join(body, peer.address).await
     };
     answer_value(answer.await)

@@ -13,23 +13,30 @@ use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use super::routes::{self, Gate, Peer};
-use super::{GatewayConfig, Identity, Listen};
+use super::{GatewayConfig, Identity, Listen, SharedAddress};
 
 /// Connections at once; more wait in the socket's queue.
 const CONNECTIONS_MAX: usize = 10_000;
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a connection may take to send the head of a request; longer than clients keep idle connections (Go: 90 s).
 const HEAD_DEADLINE: Duration = Duration::from_secs(120);
+/// How long a connection without a certificate lives. Whoever is unknown may ask for health and join, and neither takes
+/// longer; one that says nothing must not hold a place.
+const STRANGER_DEADLINE: Duration = Duration::from_secs(20);
 /// How often a silent HTTP/2 connection is asked whether it is alive, and how long it may take to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_DEADLINE: Duration = Duration::from_secs(15);
+/// Connections that wait in the socket of a shared address to be accepted.
+const SHARED_BACKLOG: u32 = 1_024;
+/// The pause before a shared address is tried again that could not be listened on.
+const SHARED_RETRY: Duration = Duration::from_secs(1);
 /// What requests under way get to end in when the gateway stops.
 const DRAIN: Duration = Duration::from_secs(2);
 
@@ -49,6 +56,7 @@ pub struct GatewayHandle {
     local_addr: SocketAddr,
     stopping: CancellationToken,
     accepting: Option<JoinHandle<()>>,
+    sharing: Option<JoinHandle<()>>,
 }
 
 impl GatewayHandle {
@@ -59,7 +67,7 @@ impl GatewayHandle {
     /// Ends watches, lets other requests finish for a moment, and closes everything.
     pub async fn shutdown(mut self) {
         self.stopping.cancel();
-        if let Some(accepting) = self.accepting.take() {
+        for accepting in [self.sharing.take(), self.accepting.take()].into_iter().flatten() {
             // It ends by itself within the time to drain; its own panic would have been logged.
             let _ = accepting.await;
         }
@@ -69,7 +77,7 @@ impl GatewayHandle {
 impl Drop for GatewayHandle {
     fn drop(&mut self) {
         self.stopping.cancel();
-        if let Some(accepting) = &self.accepting {
+        for accepting in [&self.sharing, &self.accepting].into_iter().flatten() {
             accepting.abort();
         }
     }
@@ -90,8 +98,40 @@ pub async fn start(config: GatewayConfig) -> Result<GatewayHandle, StartError> {
         stopping.clone(),
     );
     let router = routes::router(Arc::new(gate));
-    let accepting = tokio::spawn(accept(listener, tls, router, stopping.clone()));
-    Ok(GatewayHandle { local_addr, stopping, accepting: Some(accepting) })
+    let sharing =
+        config.shared.map(|shared| tokio::spawn(share(shared, tls.clone(), router.clone(), stopping.clone())));
+    let accepting = tokio::spawn(accept(listener, tls, router, stopping.clone(), std::future::pending()));
+    Ok(GatewayHandle { local_addr, stopping, accepting: Some(accepting), sharing })
+}
+
+/// Answers the shared address for as long as it is to be served.
+async fn share(mut shared: SharedAddress, tls: TlsAcceptor, router: Router, stopping: CancellationToken) {
+    let address = shared.address;
+    loop {
+        tokio::select! {
+            () = stopping.cancelled() => return,
+            serving = shared.serving.wait_for(|serving| *serving) => if serving.is_err() { return },
+        }
+        match listen_shared(address) {
+            Ok(listener) => {
+                let mut serving = shared.serving.clone();
+                let until = async move { drop(serving.wait_for(|serving| !*serving).await) };
+                accept(listener, tls.clone(), router.clone(), stopping.clone(), until).await;
+            }
+            Err(error) => {
+                tracing::warn!(%address, %error, "cannot listen on the shared address");
+                tokio::time::sleep(SHARED_RETRY).await;
+            }
+        }
+    }
+}
+
+fn listen_shared(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    socket.listen(SHARED_BACKLOG)
 }
 
 fn listen(listen: Listen) -> Result<TcpListener, StartError> {
@@ -136,7 +176,14 @@ fn tls(config: &GatewayConfig) -> Result<TlsAcceptor, StartError> {
     Ok(TlsAcceptor::from(Arc::new(tls)))
 }
 
-async fn accept(listener: TcpListener, tls: TlsAcceptor, router: Router, stopping: CancellationToken) {
+async fn accept(
+    listener: TcpListener,
+    tls: TlsAcceptor,
+    router: Router,
+    stopping: CancellationToken,
+    until: impl Future<Output = ()>,
+) {
+    tokio::pin!(until);
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     loop {
@@ -146,6 +193,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, router: Router, stoppin
         };
         let (permit, accepted) = tokio::select! {
             () = stopping.cancelled() => break,
+            () = &mut until => break,
             Some(_) = connections.join_next() => continue,
             accepted = accepted => accepted,
         };
@@ -184,6 +232,7 @@ async fn connection(
     let stream = tokio::time::timeout(HANDSHAKE_DEADLINE, tls.accept(tcp)).await??;
     let certificates = stream.get_ref().1.peer_certificates();
     let identity = certificates.and_then(<[_]>::first).and_then(Identity::of_certificate);
+    let stranger = identity.is_none();
     let peer = Peer { address, identity };
     let router = TowerToHyperService::new(router);
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
@@ -197,6 +246,7 @@ async fn connection(
     tokio::pin!(serving);
     tokio::select! {
         ended = serving.as_mut() => return ended,
+        () = tokio::time::sleep(STRANGER_DEADLINE), if stranger => return Ok(()),
         () = stopping.cancelled() => serving.as_mut().graceful_shutdown(),
     }
     serving.await

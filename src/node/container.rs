@@ -142,6 +142,15 @@ impl Slot {
 
     /// Everything that the runtime must know for a run.
     async fn container_spec(&self, attempt: u32) -> Result<ContainerSpec, RuntimeError> {
+        // A container that finds its files missing tells less.
+        if let Some(mount) = self.spec.volume_mounts.iter().flatten().next() {
+            return Err(RuntimeError::Config(format!(
+                "container {:?} mounts volume {:?} at {}, and this node mounts no volumes",
+                self.name(),
+                mount.name,
+                mount.mount_path
+            )));
+        }
         let facts = NodeFacts {
             node_name: self.agent.config.node.clone(),
             host_ip: self.agent.config.host_ip.to_string(),

@@ -21,7 +21,7 @@ pub mod crash_loop;
 mod disk;
 pub mod env;
 pub mod logs;
-mod node_info;
+pub mod node_info;
 mod pod;
 pub mod probe;
 mod prober;

@@ -229,7 +229,7 @@ impl Actor for NodeActor {
 }
 
 /// A condition keeps the time of its last change.
-fn keep_transitions(status: &mut NodeStatus, before: &NodeStatus) {
+pub fn keep_transitions(status: &mut NodeStatus, before: &NodeStatus) {
     for condition in status.conditions.iter_mut().flatten() {
         let known = before.conditions.iter().flatten().find(|known| known.type_ == condition.type_);
         if let Some(known) = known.filter(|known| known.status == condition.status) {

@@ -140,7 +140,9 @@ impl PodActor {
         let policy = pod.spec.as_ref().map_or(RestartPolicy::Always, RestartPolicy::of);
         let known = self.known_status(&container.name, init);
         let attempts = self.agent.layout.attempts(&self.uid, &container.name);
-        let (view, attempt, ended) = recollect(known, attempts.last().copied(), init && !self.init.is_empty());
+        let initializes =
+            pod.spec.as_ref().is_some_and(|spec| spec.init_containers.as_ref().is_some_and(|i| !i.is_empty()));
+        let (view, attempt, ended) = recollect(known, attempts.last().copied(), first_reason(initializes));
         Arc::new(Slot {
             agent: self.agent.clone(),
             pod,
@@ -285,17 +287,18 @@ impl PodActor {
 
     fn current_status(&self, assignment: &Assignment) -> PodStatus {
         let pod = &assignment.pod;
+        let spec = pod.spec.as_ref();
+        let count = |of: Option<&Vec<ContainerV1>>| of.map_or(0, Vec::len);
+        let inits = count(spec.and_then(|spec| spec.init_containers.as_ref()));
         let views = |slots: &[Arc<Slot>], specs: usize| -> Vec<ContainerView> {
             if slots.is_empty() {
-                let mut view = ContainerView::initial("ContainerCreating");
-                view.state =
-                    RunState::Waiting { reason: "ContainerCreating".to_owned(), message: self.blocked.clone() };
+                let reason = first_reason(inits > 0);
+                let mut view = ContainerView::initial(reason);
+                view.state = RunState::Waiting { reason: reason.to_owned(), message: self.blocked.clone() };
                 return vec![view; specs];
             }
             slots.iter().map(|slot| slot.view()).collect()
         };
-        let spec = pod.spec.as_ref();
-        let count = |of: Option<&Vec<ContainerV1>>| of.map_or(0, Vec::len);
         let host_ip = self.agent.config.host_ip.to_string();
         let pod_ip = match self.blocked {
             Some(_) => None,
@@ -303,7 +306,7 @@ impl PodActor {
         };
         pod_status(&Facts {
             pod,
-            init: &views(&self.init, count(spec.and_then(|spec| spec.init_containers.as_ref()))),
+            init: &views(&self.init, inits),
             containers: &views(&self.containers, count(spec.map(|spec| &spec.containers))),
             host_ip: &host_ip,
             pod_ip: pod_ip.as_deref(),
@@ -355,13 +358,18 @@ fn assignment_was_removed(agent: &Agent, uid: &str) -> bool {
     agent.assignments.find(uid).is_none_or(|known| known.stop.is_some_and(|stop| stop.removed))
 }
 
+/// Why a container waits that was never started: kubelet says the same of all containers of a pod.
+fn first_reason(initializes: bool) -> &'static str {
+    if initializes { "PodInitializing" } else { "ContainerCreating" }
+}
+
 /// What is known of a container from before: its last status and the runs whose state is on disk.
 fn recollect(
     known: Option<&ContainerStatus>,
     on_disk: Option<u32>,
-    waits_for_others: bool,
+    first_reason: &str,
 ) -> (ContainerView, Option<u32>, Option<i32>) {
-    let mut view = ContainerView::initial(if waits_for_others { "PodInitializing" } else { "ContainerCreating" });
+    let mut view = ContainerView::initial(first_reason);
     if let Some(known) = known {
         let termination = |state: Option<&k8s_openapi::api::core::v1::ContainerState>| {
             let ended = state?.terminated.as_ref()?;

@@ -20,6 +20,9 @@ const QUEUE_MAX: usize = 1_024;
 const SERIES_MAX: usize = 4_096;
 /// Longest message in characters; Kubernetes' own limit is 1,024.
 const MESSAGE_CHARS_MAX: usize = 1_024;
+/// The parameters of the hash FNV-1a with 64 bits.
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+const FNV_PRIME: u64 = 0x0100_0000_01b3;
 /// How often a write is tried before the record is given up.
 const WRITE_TRIES: u32 = 3;
 
@@ -180,15 +183,24 @@ impl Recorder {
     }
 }
 
-/// The event object of a series, and how often it happened.
-struct Written {
-    namespace: String,
-    name: String,
-    count: i64,
+impl Series {
+    /// The name of its event object. The same wherever it is recorded, so that a new leader counts on where the last one
+    /// was; of the form of client-go's, which has the time there.
+    fn name(&self) -> String {
+        let about = &self.about;
+        let mut hash = FNV_OFFSET;
+        let parts = [&about.uid, &about.field_path, &self.reason, &self.message, &self.component, &self.host];
+        for part in parts.into_iter().map(String::as_str).chain([self.event_type.as_str(), &about.kind]) {
+            for byte in part.bytes().chain([0]) {
+                hash = (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME);
+            }
+        }
+        format!("{}.{hash:016x}", about.name)
+    }
 }
 
 async fn write_all(registry: Registry, queue: Arc<Queue>) {
-    let mut series: HashMap<Series, Written> = HashMap::new();
+    let mut series: HashMap<Series, i64> = HashMap::new();
     loop {
         let next = queue.records.lock().pop_front();
         let Some(record) = next else {
@@ -211,7 +223,7 @@ async fn write_all(registry: Registry, queue: Arc<Queue>) {
     }
 }
 
-async fn write(registry: &Registry, series: &mut HashMap<Series, Written>, record: &Record) -> Result<(), Status> {
+async fn write(registry: &Registry, series: &mut HashMap<Series, i64>, record: &Record) -> Result<(), Status> {
     let kind = registry.kinds().by_kind("", "v1", "Event").cloned().ok_or_else(Status::unknown_resource)?;
     let mut about = record.about.clone();
     // Its revision differs each time and makes no other event of it.
@@ -225,24 +237,33 @@ async fn write(registry: &Registry, series: &mut HashMap<Series, Written>, recor
         host: record.host.clone(),
     };
     let options = WriteOptions { field_manager: Some(record.component.clone()), ..WriteOptions::default() };
-    if let Some(written) = series.get_mut(&key) {
-        let count = written.count + 1;
-        let patch = Patch::Merge(json!({"count": count, "lastTimestamp": meta::time(record.at)}));
-        match registry.patch(&kind, Some(&written.namespace), &written.name, None, &patch, &options).await {
+    let (home, name) = (home(&record.about), key.name());
+    if !series.contains_key(&key) {
+        match registry.create(&kind, Some(home), event(record, &name), &options).await {
             Ok(_) => {
-                written.count = count;
+                series.insert(key, 1);
                 return Ok(());
             }
-            // It was deleted meanwhile: begin a new one.
-            Err(status) if status.http_code() == 404 => drop(series.remove(&key)),
+            // A leader before us has recorded it.
+            Err(status) if status.http_code() == 409 => {
+                let known = registry.get(&kind, Some(home), &name).await?;
+                series.insert(key.clone(), known["count"].as_i64().unwrap_or(1));
+            }
             Err(status) => return Err(status),
         }
     }
-    let created = registry.create(&kind, Some(home(&record.about)), event(record), &options).await?;
-    series.insert(
-        key,
-        Written { namespace: meta::namespace(&created).to_owned(), name: meta::name(&created).to_owned(), count: 1 },
-    );
+    let count = series.get(&key).map_or(1, |count| count + 1);
+    let patch = Patch::Merge(json!({"count": count, "lastTimestamp": meta::time(record.at)}));
+    match registry.patch(&kind, Some(home), &name, None, &patch, &options).await {
+        Ok(_) => drop(series.insert(key, count)),
+        // It was deleted meanwhile: begin anew.
+        Err(status) if status.http_code() == 404 => {
+            series.remove(&key);
+            registry.create(&kind, Some(home), event(record, &name), &options).await?;
+            series.insert(key, 1);
+        }
+        Err(status) => return Err(status),
+    }
     Ok(())
 }
 
@@ -251,7 +272,7 @@ fn home(about: &ObjectRef) -> &str {
     if about.namespace.is_empty() { "default" } else { &about.namespace }
 }
 
-fn event(record: &Record) -> Object {
+fn event(record: &Record, name: &str) -> Object {
     let about = &record.about;
     let at = meta::time(record.at);
     let mut involved = serde_json::Map::new();
@@ -277,8 +298,7 @@ fn event(record: &Record) -> Object {
         "apiVersion": "v1",
         "kind": "Event",
         "metadata": {
-            // client-go's form: the object's name and the time in hexadecimal nanoseconds.
-            "name": format!("{}.{:x}", about.name, record.at.as_nanosecond()),
+            "name": name,
             "namespace": home(about),
         },
         "involvedObject": involved,

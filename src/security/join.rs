@@ -108,13 +108,13 @@ pub enum JoinError {
     },
     /// TLS failed because of time.
     #[error(
-        "the certificate of the server at {address} is not valid at this machine's time ({now}): set the clock and join again"
+        "the certificate of the server at {address} is not valid by this machine's clock: {why}; set the clock and join again"
     )]
     Clock {
         /// Where the token points.
         address: String,
-        /// What this machine takes for now.
-        now: String,
+        /// What this machine takes for now, and by how much that is outside.
+        why: String,
     },
     /// The cluster said no, and why.
     #[error("the cluster at {address} refuses: {message}")]
@@ -202,14 +202,33 @@ fn tls_error(address: &str, error: &std::io::Error) -> JoinError {
         Some(rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)) => {
             JoinError::OtherCluster { address: address.into() }
         }
-        Some(rustls::Error::InvalidCertificate(
-            CertificateError::Expired
-            | CertificateError::ExpiredContext { .. }
-            | CertificateError::NotValidYet
-            | CertificateError::NotValidYetContext { .. },
-        )) => JoinError::Clock { address: address.into(), now: jiff::Timestamp::now().to_string() },
+        Some(rustls::Error::InvalidCertificate(error)) if let Some(why) = clock_fault(error) => {
+            JoinError::Clock { address: address.into(), why }
+        }
         _ => JoinError::Unreachable { address: address.into(), why: error.to_string() },
     }
+}
+
+/// What a certificate that is not valid now says of the clock.
+fn clock_fault(error: &CertificateError) -> Option<String> {
+    let date = |time: &UnixTime| {
+        let seconds = i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        jiff::Timestamp::from_second(seconds).map_or_else(|_| format!("{seconds} s"), |t| t.to_string())
+    };
+    Some(match error {
+        CertificateError::NotValidYetContext { time, not_before } => format!(
+            "it is {} here, {} s before the certificate begins",
+            date(time),
+            not_before.as_secs().saturating_sub(time.as_secs())
+        ),
+        CertificateError::ExpiredContext { time, not_after } => format!(
+            "it is {} here, {} s after the certificate ended",
+            date(time),
+            time.as_secs().saturating_sub(not_after.as_secs())
+        ),
+        CertificateError::NotValidYet | CertificateError::Expired => format!("it is {} here", date(&UnixTime::now())),
+        _ => return None,
+    })
 }
 
 fn pinned_config(ca_sha256: &str) -> Result<rustls::ClientConfig, String> {

@@ -96,6 +96,29 @@ async fn an_address_where_nobody_listens_is_named() {
 }
 
 #[test]
+fn a_clock_outside_the_certificates_life_is_told_by_how_much() {
+    let ca = Authority::create("a").expect("ca");
+    let id = server_identity(&ca);
+    let chain = id.chain().expect("chain");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let pinned = PinnedRoot { ca_sha256: root_fingerprint(&ca), provider };
+    let name = ServerName::try_from("127.0.0.1").expect("name");
+    let day = Duration::from_secs(86_400);
+    let at = |now: Duration| {
+        let result = pinned.verify_server_cert(&chain[0], &chain[1..], &name, &[], UnixTime::since_unix_epoch(now));
+        result.map_err(|e| tls_error("h:1", &std::io::Error::new(std::io::ErrorKind::InvalidData, e)).to_string())
+    };
+    let now = Duration::from_secs(UnixTime::now().as_secs());
+    assert!(at(now).is_ok());
+    let allowed = Duration::from_secs(CLOCK_SKEW_MAX_S.unsigned_abs());
+    assert!(at(now - allowed).is_ok(), "a clock that may join finds the certificate valid");
+    let early = at(now - day).expect_err("too early");
+    assert!(early.contains("s before the certificate begins; set the clock and join again"), "{early}");
+    let late = at(now + 400 * day).expect_err("too late");
+    assert!(late.contains("s after the certificate ended; set the clock"), "{late}");
+}
+
+#[test]
 fn a_clock_that_is_off_is_told_by_how_much() {
     assert_eq!(check_clock(1_000, 1_000 + CLOCK_SKEW_MAX_S), Ok(()));
     let error = check_clock(8_200, 1_000).expect_err("off");

@@ -74,6 +74,7 @@ pub(super) struct Inner {
     request_deadline: Duration,
     lease: Duration,
     low_disk: AtomicBool,
+    dir: std::path::PathBuf,
     stopped: AtomicBool,
 }
 
@@ -147,11 +148,12 @@ impl ReplicatedStore {
             request_deadline: config.request_deadline,
             lease: Duration::from_millis(timings.max_ms),
             low_disk: AtomicBool::new(false),
+            dir: config.dir,
             stopped: AtomicBool::new(false),
         });
         inner.transport.serve(Arc::new(Service { inner: Arc::downgrade(&inner) }));
         let tick = Duration::from_millis((timings.heartbeat_ms / 2).max(1));
-        tokio::spawn(supervise(inner.clone(), leadership_to, tick, config.dir, config.faults));
+        tokio::spawn(supervise(inner.clone(), leadership_to, tick, config.faults));
         Ok(ReplicatedStore { inner })
     }
 
@@ -254,6 +256,11 @@ impl Inner {
         running.err().map(|error| StoreError::Corrupt { server, reason: error.to_string() })
     }
 
+    fn low_disk_reason(&self) -> String {
+        let (reserve, dir) = (DISK_RESERVE_BYTES >> 20, self.dir.display());
+        format!("less than {reserve} MiB are free on the disk of {dir}; make room there, and writes go on")
+    }
+
     /// Propose as the leader.
     pub async fn propose_here(&self, command: Command) -> Result<Proposed, Refusal> {
         if self.refusal().is_some() {
@@ -261,7 +268,7 @@ impl Inner {
             return Err(Refusal::NotLeader { leader: None });
         }
         if self.low_disk.load(Ordering::Relaxed) {
-            return Err(Refusal::Final(StoreError::DiskFull { server: self.me.id, reason: low_disk_reason() }));
+            return Err(Refusal::Final(StoreError::DiskFull { server: self.me.id, reason: self.low_disk_reason() }));
         }
         match self.raft.client_write(command).await {
             Ok(written) => Ok(Proposed { index: written.log_id.index, response: written.data }),
@@ -582,16 +589,11 @@ fn refused(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Refusa
     }
 }
 
-fn low_disk_reason() -> String {
-    format!("less than {} MiB are free on its disk; writes go on once there is more", DISK_RESERVE_BYTES >> 20)
-}
-
 /// Follows Raft for as long as the server runs: who leads, whether the disk fills, whether the log wants a snapshot.
 async fn supervise(
     inner: Arc<Inner>,
     leadership: watch::Sender<Leadership>,
     tick: Duration,
-    dir: std::path::PathBuf,
     faults: super::StoreFaults,
 ) {
     let mut metrics = inner.raft.metrics();
@@ -612,7 +614,7 @@ async fn supervise(
         }
         if disk_checked.is_none_or(|at| at.elapsed() >= DISK_CHECK_INTERVAL) || faults.disk_low() {
             disk_checked = Some(Instant::now());
-            let path = dir.clone();
+            let path = inner.dir.clone();
             let free = tokio::task::spawn_blocking(move || nix::sys::statvfs::statvfs(&path)).await;
             // What cannot be asked is taken for room: the write itself will tell.
             let low =
@@ -631,6 +633,14 @@ async fn supervise(
         }
         // A closed channel shows in the next round as a state that is not running.
         let _ = tokio::time::timeout(tick, metrics.changed()).await;
+    }
+}
+
+/// The reason alone, for where the server is named already.
+fn why(refusal: StoreError) -> String {
+    match refusal {
+        StoreError::DiskFull { reason, .. } | StoreError::Corrupt { reason, .. } => reason,
+        other => other.to_string(),
     }
 }
 
@@ -764,7 +774,7 @@ impl Store for ReplicatedStore {
             ServerState::Learner => Role::Learner,
             ServerState::Shutdown => Role::Stopped,
         };
-        let low_disk = inner.low_disk.load(Ordering::Relaxed).then(low_disk_reason);
+        let low_disk = inner.low_disk.load(Ordering::Relaxed).then(|| inner.low_disk_reason());
         let state = inner.replica.state();
         StoreStatus {
             server_id: inner.me.id,
@@ -780,7 +790,7 @@ impl Store for ReplicatedStore {
             keys: state.keys(),
             bytes: state.bytes(),
             members,
-            read_only: refusal.map(|error| error.to_string()).or(low_disk),
+            read_only: refusal.map(why).or(low_disk),
         }
     }
 

@@ -167,6 +167,7 @@ impl Server {
 
 fn config(listen: Listen, identity: &ClientIdentity, root: &str, registry: &Registry) -> GatewayConfig {
     GatewayConfig {
+        shared: None,
         listen,
         server_cert_chain: identity.chain().unwrap(),
         server_key: identity.key().unwrap(),
@@ -208,7 +209,7 @@ impl Answer {
 }
 
 impl Client {
-    async fn connect(
+    pub async fn connect(
         address: SocketAddr,
         root: &str,
         identity: Option<&ClientIdentity>,

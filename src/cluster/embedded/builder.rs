@@ -192,7 +192,7 @@ impl ClusterBuilder {
             ))
         })?;
         let nodes = (1..=nodes).map(|i| ClusterNode { name: format!("n{i}"), server: i <= servers }).collect();
-        Ok(ClusterFile { format: FORMAT, cluster: self.name.clone(), nodes })
+        Ok(ClusterFile { format: FORMAT, cluster: self.name.clone(), nodes, api: None })
     }
 
     /// A cluster that is there already is resumed as it is; whoever asked for another one is told.

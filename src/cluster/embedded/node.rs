@@ -170,6 +170,7 @@ impl Node {
             cluster: self.cluster.clone(),
             transport: any_port,
             api: any_port,
+            shared_api: None,
             runtimes: self.settings.runtimes(task_runtime.clone()),
         };
         let start = |config| {

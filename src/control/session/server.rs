@@ -25,6 +25,7 @@ use super::{
 use crate::api::Status;
 use crate::control::node::Standings;
 use crate::controllers::pods::is_active;
+use crate::node::node_info::keep_transitions;
 use crate::node::{AssignmentEvent, EventType, PodReport, is_exclusive};
 use crate::registry::{self, Api, ApiObject, DeleteOptions, ObjectRef, Recorder, Registry, StatusReport, WriteOptions};
 
@@ -203,8 +204,13 @@ impl Desk {
         Err(Status::conflict(nodes.kind()?, name, Status::MODIFIED))
     }
 
-    async fn node_status(&self, name: &str, status: NodeStatus) -> Result<(), Status> {
-        let kind = self.registry.api::<Node>().kind()?.clone();
+    async fn node_status(&self, name: &str, mut status: NodeStatus) -> Result<(), Status> {
+        let nodes = self.registry.api::<Node>();
+        let kind = nodes.kind()?.clone();
+        // An agent that was started anew, or has a new leader, does not know since when.
+        if let Some(known) = nodes.get_local(None, name).await?.status {
+            keep_transitions(&mut status, &known);
+        }
         let status = serde_json::to_value(status).map_err(Status::internal)?;
         let report = StatusReport { namespace: String::new(), name: name.to_owned(), uid: String::new(), status };
         self.registry.update_status_many(&kind, vec![report]).await.into_iter().try_for_each(|result| result.map(drop))

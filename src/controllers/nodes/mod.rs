@@ -7,5 +7,5 @@ pub mod core;
 mod lost;
 mod reconciler;
 
-pub use lost::{node_back, node_lost};
+pub use lost::{Loss, node_back, node_lost};
 pub use reconciler::Nodes;
