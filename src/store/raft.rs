@@ -490,7 +490,10 @@ impl Inner {
                         self.raft.change_membership(moved, true).await.map(drop).map_err(refused)?;
                     }
                 }
-                if !membership.membership().voter_ids().any(|voter| voter == id) {
+                // An earlier try may have lost the lead between the two steps of the change: then the configuration is joint
+                // still, which needs a majority of the old servers, too, and this completes it.
+                let joint = membership.membership().get_joint_config().len() > 1;
+                if joint || !membership.membership().voter_ids().any(|voter| voter == id) {
                     let changes = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
                     self.raft.change_membership(changes, true).await.map_err(refused)?;
                 }
