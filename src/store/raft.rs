@@ -751,6 +751,9 @@ impl Store for ReplicatedStore {
     fn status(&self) -> StoreStatus {
         let inner = &self.inner;
         let leadership = inner.leadership_now();
+        // Before the metrics are borrowed: this borrows them, too, and a second borrow waits for ever behind Raft, which waits to
+        // write behind the first.
+        let refusal = inner.refusal();
         let metrics = inner.raft.metrics();
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
@@ -764,7 +767,6 @@ impl Store for ReplicatedStore {
                 voter: voters.contains(id),
             })
             .collect();
-        let refusal = inner.refusal();
         let role = match metrics.state {
             _ if matches!(refusal, Some(StoreError::Closed)) || metrics.running_state.is_err() => Role::Stopped,
             ServerState::Leader => Role::Leader,
