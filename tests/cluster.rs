@@ -73,8 +73,15 @@ fn the_tree_shows_the_actors_of_every_node() {
         let actors = tree["nodes"][node]["actors"].as_array().expect("actors");
         actors.iter().filter_map(|a| a["path"].as_str().map(str::to_owned)).collect()
     };
-    assert_eq!(paths(0), ["member", "member/leadership", "member/membership"]);
-    assert_eq!(paths(1), ["member", "member/membership"]);
+    let (server, agent) = (paths(0), paths(1));
+    for both in ["member", "member/membership", "agent", "agent/pods", "agent/sync"] {
+        assert!(server.iter().any(|p| p == both) && agent.iter().any(|p| p == both), "{both}: {tree:#}");
+    }
+    for control in ["scheduler", "controllers/deployments", "nodes/n1", "nodes/n2"] {
+        let path = format!("member/leadership/control/{control}");
+        assert!(server.contains(&path), "{path}: {server:?}");
+    }
+    assert!(!agent.iter().any(|p| p.starts_with("member/leadership")), "{agent:?}");
     assert!(cluster.must(&["tree", "member/leadership"]).contains("leadership"));
 }
 

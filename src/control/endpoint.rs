@@ -426,7 +426,8 @@ impl Shared {
 
     fn confirmed(&self, server: &str, term: u64, follows: bool) {
         let majority = {
-            let servers = self.servers.borrow();
+            // A copy: whoever holds the state looks at the servers, and never the other way round.
+            let servers = self.servers.borrow().clone();
             let mut state = self.state.lock();
             let Some(leading) = state.leading.as_mut().filter(|leading| leading.term == term && follows) else {
                 return;

@@ -748,6 +748,9 @@ impl Store for ReplicatedStore {
     fn status(&self) -> StoreStatus {
         let inner = &self.inner;
         let leadership = inner.leadership_now();
+        // Looks at the metrics, too, and so must come before they are borrowed: a second borrow waits behind Raft's own
+        // writing, which waits for the first.
+        let refusal = inner.refusal();
         let metrics = inner.raft.metrics();
         let metrics = metrics.borrow_watched();
         let membership = metrics.membership_config.membership();
@@ -761,7 +764,6 @@ impl Store for ReplicatedStore {
                 voter: voters.contains(id),
             })
             .collect();
-        let refusal = inner.refusal();
         let role = match metrics.state {
             _ if matches!(refusal, Some(StoreError::Closed)) || metrics.running_state.is_err() => Role::Stopped,
             ServerState::Leader => Role::Leader,
