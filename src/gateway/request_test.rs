@@ -49,6 +49,7 @@ fn what_is_not_served_is_told_apart_from_what_is_not_allowed() {
         (Method::GET, "/api/v1/namespaces/a/nodes", 404),
         (Method::GET, "/api/v1/namespaces/a/pods/p/nope", 404),
         (Method::GET, "/api/v1/namespaces/a/pods/p/log/more", 404),
+        (Method::GET, "/api/v1/namespaces/a/pods/p/exec", 404),
         (Method::POST, "/api/v1/namespaces/a/pods/p", 405),
         (Method::POST, "/api/v1/pods", 405),
         (Method::PUT, "/api/v1/namespaces/a/pods", 405),
@@ -58,6 +59,8 @@ fn what_is_not_served_is_told_apart_from_what_is_not_allowed() {
     for (method, url, code) in cases {
         assert_eq!(resource(method.clone(), url).unwrap_err().http_code(), code, "{method} {url}");
     }
+    let said = resource(Method::POST, "/api/v1/namespaces/a/pods/p/portforward").unwrap_err().message;
+    assert_eq!(said, "this server does not serve forwarding ports: pods/portforward is not implemented");
     for path in ["/", "/nope", "/apis/nope.io/v1/things", "/api/v2/pods"] {
         let found = target(&Kinds::builtin(), &Method::GET, path, &Query::default()).unwrap();
         assert!(matches!(found, Target::UnknownPath), "{path}");

@@ -244,3 +244,34 @@ fn says_more(status: &NodeStatus, before: &NodeStatus) -> bool {
     };
     states(status) != states(before) || status.capacity != before.capacity || status.addresses != before.addresses
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_condition_that_stays_as_it_was_keeps_its_time() {
+        let status = |second: i64, disk: &str| -> NodeStatus {
+            let at = kube_time(Timestamp::from_second(second).expect("a time"));
+            let condition = |kind: &str, status: &str| NodeCondition {
+                type_: kind.to_owned(),
+                status: status.to_owned(),
+                last_heartbeat_time: Some(at.clone()),
+                last_transition_time: Some(at.clone()),
+                ..NodeCondition::default()
+            };
+            let conditions = vec![condition("Ready", "True"), condition("DiskPressure", disk)];
+            NodeStatus { conditions: Some(conditions), ..NodeStatus::default() }
+        };
+        let mut now = status(20, "True");
+        keep_transitions(&mut now, &status(10, "False"));
+        let seconds: Vec<_> = now
+            .conditions
+            .iter()
+            .flatten()
+            .map(|c| (c.last_heartbeat_time.as_ref(), c.last_transition_time.as_ref()))
+            .map(|(beat, turn)| (beat.map(|t| t.0.as_second()), turn.map(|t| t.0.as_second())))
+            .collect();
+        assert_eq!(seconds, [(Some(20), Some(10)), (Some(20), Some(20))]);
+    }
+}

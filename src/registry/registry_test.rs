@@ -434,6 +434,23 @@ async fn repeated_events_are_counted_in_one_object() {
     assert_eq!(repeated["reason"], "BackOff");
     assert_eq!(repeated["involvedObject"]["uid"], meta::uid(&created));
     assert_eq!(recorder.dropped(), 0);
+
+    // A new leader's recorder knows nothing of the last one's, and counts on all the same.
+    drop(recorder);
+    let next = Recorder::start(cluster.registry.clone());
+    next.record(&about, EventType::Warning, "BackOff", "restarting", "kubelet");
+    timeout(WAIT, async {
+        loop {
+            let events = cluster.registry.list(&kind, Some("default"), &list).await.unwrap().items;
+            assert_eq!(events.len(), 2);
+            if events.iter().any(|event| event["count"] == 4) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
     cluster.end().await;
 }
 

@@ -125,6 +125,25 @@ async fn write_loop(stores: Vec<ReplicatedStore>, prefix: &str, end: watch::Rece
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn asking_for_the_status_never_stops_the_server() {
+    const QUESTIONS: usize = 20_000;
+    let servers = Servers::start(1).await;
+    let asked = servers[1].clone();
+    // On a thread of its own: one that waits for ever must not keep the test from ending.
+    let (done, answered) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        (0..QUESTIONS).for_each(|_| drop(asked.status()));
+        let _ = done.send(());
+    });
+    let (end, ended) = watch::channel(false);
+    let writing = tokio::spawn(write_loop(vec![servers[1].clone()], "w", ended));
+    tokio::time::timeout(SOON, answered).await.expect("it stands still").expect("answered");
+    end.send_replace(true);
+    assert!(!tokio::time::timeout(SOON, writing).await.expect("it stands still").expect("written").is_empty());
+    servers.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_server_keeps_all_acknowledged_writes_through_a_crash() {
     let mut servers = Servers::start(1).await;
     let created = servers[1].txn(Txn::create("a", "1")).await.unwrap();
