@@ -86,7 +86,6 @@ fn the_tree_shows_the_actors_of_every_node() {
         let actors = tree["nodes"][node]["actors"].as_array().expect("actors");
         actors.iter().filter_map(|a| a["path"].as_str().map(str::to_owned)).collect()
     };
-<<<<<<< HEAD
     let deadline = Instant::now() + Duration::from_secs(30);
     while !expected.iter().all(|path| paths(0).iter().any(|p| p == path)) {
         assert!(Instant::now() < deadline, "{:?}", paths(0));
@@ -96,17 +95,6 @@ fn the_tree_shows_the_actors_of_every_node() {
         agent.iter().any(|p| p == "agent/pods") && !agent.iter().any(|p| p.starts_with("member/leadership")),
         "{agent:?}"
     );
-=======
-    let (server, agent) = (paths(0), paths(1));
-    for both in ["member", "member/membership", "agent", "agent/pods", "agent/sync"] {
-        assert!(server.iter().any(|p| p == both) && agent.iter().any(|p| p == both), "{both}: {tree:#}");
-    }
-    for control in ["scheduler", "controllers/deployments", "nodes/n1", "nodes/n2"] {
-        let path = format!("member/leadership/control/{control}");
-        assert!(server.contains(&path), "{path}: {server:?}");
-    }
-    assert!(!agent.iter().any(|p| p.starts_with("member/leadership")), "{agent:?}");
->>>>>>> kube
     assert!(cluster.must(&["tree", "member/leadership"]).contains("leadership"));
 }
 
