@@ -68,14 +68,16 @@ fn a_stopped_cluster_resumes_with_its_members() {
 #[test]
 fn the_tree_shows_the_actors_of_every_node() {
     let cluster = Cluster::up(2, 1);
-    let tree: Value = serde_json::from_str(&cluster.must(&["tree", "-o", "json"])).expect("JSON");
     let paths = |node: usize| -> Vec<String> {
+        let tree: Value = serde_json::from_str(&cluster.must(&["tree", "-o", "json"])).expect("JSON");
         let actors = tree["nodes"][node]["actors"].as_array().expect("actors");
         actors.iter().filter_map(|a| a["path"].as_str().map(str::to_owned)).collect()
     };
+    // A node's actor begins with its first lease.
+    cluster.wait_for("both nodes in the tree", || paths(0).iter().any(|p| p.ends_with("control/nodes/n2")));
     let (server, agent) = (paths(0), paths(1));
     for both in ["member", "member/membership", "agent", "agent/pods", "agent/sync"] {
-        assert!(server.iter().any(|p| p == both) && agent.iter().any(|p| p == both), "{both}: {tree:#}");
+        assert!(server.iter().any(|p| p == both) && agent.iter().any(|p| p == both), "{both}: {server:?} {agent:?}");
     }
     for control in ["scheduler", "controllers/deployments", "nodes/n1", "nodes/n2"] {
         let path = format!("member/leadership/control/{control}");
