@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use phalanx::k8s_openapi::api::apps::v1::Deployment;
-use phalanx::k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Pod, Secret};
+use phalanx::k8s_openapi::api::core::v1::{ConfigMap, ContainerStatus, Node, Pod, Secret};
 use phalanx::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use phalanx::{Cluster, ClusterError, LogOptions, TaskContext, WatchEvent};
 
@@ -34,6 +34,11 @@ fn ready(replicas: i32) -> impl Fn(&Deployment) -> bool {
 
 fn container(pod: &Pod) -> Option<&ContainerStatus> {
     pod.status.as_ref()?.container_statuses.as_ref()?.first()
+}
+
+fn is_ready(node: &Node) -> bool {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 async fn serve(context: TaskContext) -> Result<(), String> {
@@ -287,6 +292,8 @@ async fn a_watch_leaves_a_server_that_is_cut_off() {
             matches!(next(&mut changes).await, WatchEvent::Added(map) if map.metadata.name.as_deref() == Some(node))
         );
         cluster.heal_node(node).expect("healed");
+        // Back before the next one goes: two of three are needed.
+        cluster.wait_for::<Node>(None, node, is_ready, WITHIN).await.expect("back");
     }
     cluster.shutdown().await.expect("shut down");
 }

@@ -4,6 +4,7 @@
 
 pub mod admin;
 pub mod embedded;
+mod enrol;
 pub mod front;
 pub mod layout;
 pub mod local;

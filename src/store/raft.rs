@@ -490,7 +490,10 @@ impl Inner {
                         self.raft.change_membership(moved, true).await.map(drop).map_err(refused)?;
                     }
                 }
-                if !membership.membership().voter_ids().any(|voter| voter == id) {
+                // An earlier try may have lost the lead between the two steps of the change: then the configuration is joint
+                // still, which needs a majority of the old servers, too, and this completes it.
+                let joint = membership.membership().get_joint_config().len() > 1;
+                if joint || !membership.membership().voter_ids().any(|voter| voter == id) {
                     let changes = ChangeMembers::AddVoterIds(BTreeSet::from([id]));
                     self.raft.change_membership(changes, true).await.map_err(refused)?;
                 }
@@ -748,11 +751,9 @@ impl Store for ReplicatedStore {
     fn status(&self) -> StoreStatus {
         let inner = &self.inner;
         let leadership = inner.leadership_now();
-        // Looks at the metrics, too, and so must come before they are borrowed: a second borrow waits behind Raft's own
-        // writing, which waits for the first.
         let refusal = inner.refusal();
-        let metrics = inner.raft.metrics();
-        let metrics = metrics.borrow_watched();
+        // A copy: whoever borrows the metrics twice at a time waits for Raft, which waits for the first to end.
+        let metrics = inner.raft.metrics().borrow_watched().clone();
         let membership = metrics.membership_config.membership();
         let voters: BTreeSet<ServerId> = membership.voter_ids().collect();
         let members: Vec<Member> = membership

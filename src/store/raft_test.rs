@@ -269,6 +269,30 @@ async fn converged(servers: &Servers) {
     assert!(images.windows(2).all(|pair| pair[0].kvs == pair[1].kvs && pair[0].revision == pair[1].revision));
 }
 
+/// Raft writes its metrics while the status reads them: neither may wait for the other for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_status_can_be_asked_at_any_time() {
+    let servers = Servers::start(1).await;
+    let end = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let askers: Vec<_> = (0..2)
+        .map(|_| {
+            let (store, end) = (servers[1].clone(), end.clone());
+            std::thread::spawn(move || {
+                while !end.load(std::sync::atomic::Ordering::Relaxed) {
+                    assert_eq!(store.status().server_id, 1);
+                }
+            })
+        })
+        .collect();
+    for i in 0..200 {
+        let write = servers[1].txn(Txn::put(format!("k{i}"), "v"));
+        tokio::time::timeout(SOON, write).await.expect("Raft goes on").expect("written");
+    }
+    end.store(true, std::sync::atomic::Ordering::Relaxed);
+    askers.into_iter().for_each(|asker| asker.join().expect("no panic"));
+    servers.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_returns_catches_up_by_log_and_by_snapshot() {
     let mut servers = Servers::with_snapshots(3, 50).await;

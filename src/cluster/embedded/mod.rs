@@ -42,6 +42,7 @@ use crate::api::{FieldSelector, Kind, Kinds, LabelSelector, Object, Status};
 use crate::gateway::{LogRequest, NodeAccess};
 use crate::registry::{ApiObject, DeleteOptions, ListOptions, Registry, WatchOptions};
 use crate::security::{JoinToken, TokenRole};
+use crate::store::Store;
 
 pub use self::builder::ClusterBuilder;
 pub use self::error::ClusterError;
@@ -237,7 +238,10 @@ impl Cluster {
         let ready: Vec<&str> =
             nodes.iter().filter(|node| is_ready(node)).filter_map(|node| node.metadata.name.as_deref()).collect();
         let missing = self.inner.nodes.iter().find(|node| !ready.contains(&node.name.as_str()));
-        Ok(missing.map(|node| format!("node {} is not Ready", node.name)))
+        if let Some(node) = missing {
+            return Ok(Some(format!("node {} is not Ready", node.name)));
+        }
+        Ok(self.inner.introduce())
     }
 
     /// The cluster's name.
@@ -643,6 +647,31 @@ impl Inner {
             let names: Vec<&str> = self.nodes.iter().map(|node| node.name.as_str()).collect();
             ClusterError::NoNode { name: name.to_owned(), nodes: names.join(", ") }
         })
+    }
+
+    /// Makes every node know all others; says what is missing. A server that knows only who was there when it joined could
+    /// neither vote for nor follow one that came later, if the one that let both in were killed now.
+    fn introduce(&self) -> Option<String> {
+        let running: Vec<Access> = self.nodes.iter().filter_map(Node::access).collect();
+        let (servers, agents): (Vec<&Access>, Vec<&Access>) =
+            running.iter().partition(|access| access.shared.store.is_some());
+        for server in &servers {
+            let members = server.shared.members.read();
+            let known = |other: &Access| members.iter().any(|member| *member == other.shared.node.member);
+            if let Some(other) = running.iter().find(|other| !known(other)) {
+                return Some(format!("{} does not know where {} is", server.name, other.name));
+            }
+            let voters = server.shared.store.iter().flat_map(|store| store.status().members).filter(|m| m.voter);
+            if voters.count() < servers.len() {
+                return Some(format!("{} does not know all servers", server.name));
+            }
+        }
+        let members = servers.first()?.shared.members.read().clone();
+        for agent in agents {
+            // It would ask a server in its own time.
+            agent.shared.learn(members.clone());
+        }
+        None
     }
 
     async fn token(&self, node: &Node) -> Result<JoinToken, ClusterError> {
