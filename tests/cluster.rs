@@ -73,15 +73,17 @@ fn the_tree_shows_the_actors_of_every_node() {
         let actors = tree["nodes"][node]["actors"].as_array().expect("actors");
         actors.iter().filter_map(|a| a["path"].as_str().map(str::to_owned)).collect()
     };
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !expected.iter().all(|path| paths(0).iter().any(|p| p == path)) {
-        assert!(Instant::now() < deadline, "{:?}", paths(0));
+    // A node's actor begins with its first lease.
+    cluster.wait_for("both nodes in the tree", || paths(0).iter().any(|p| p.ends_with("control/nodes/n2")));
+    let (server, agent) = (paths(0), paths(1));
+    for both in ["member", "member/membership", "agent", "agent/pods", "agent/sync"] {
+        assert!(server.iter().any(|p| p == both) && agent.iter().any(|p| p == both), "{both}: {server:?} {agent:?}");
     }
-    let agent = paths(1);
-    assert!(
-        agent.iter().any(|p| p == "agent/pods") && !agent.iter().any(|p| p.starts_with("member/leadership")),
-        "{agent:?}"
-    );
+    for control in ["scheduler", "controllers/deployments", "nodes/n1", "nodes/n2"] {
+        let path = format!("member/leadership/control/{control}");
+        assert!(server.contains(&path), "{path}: {server:?}");
+    }
+    assert!(!agent.iter().any(|p| p.starts_with("member/leadership")), "{agent:?}");
     assert!(cluster.must(&["tree", "member/leadership"]).contains("leadership"));
 }
 
