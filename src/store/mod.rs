@@ -405,6 +405,7 @@ pub trait Store: Send + Sync + 'static {
 }
 
 mod faults;
+mod limits;
 mod log;
 mod machine;
 mod memory;
