@@ -64,6 +64,8 @@ pub trait RaftTransport: Send + Sync + 'static {
 /// What a server answers to its peers; the store implements it. An `Err` is a reason for the log of whoever asked.
 #[async_trait]
 pub trait RaftService: Send + Sync + 'static {
+    /// Whether Raft knows a server of this name as a member.
+    fn is_member(&self, name: &str) -> bool;
     async fn call(&self, request: Bytes) -> Result<Bytes, String>;
     async fn snapshot(&self, header: Bytes, body: SnapshotBody) -> Result<Bytes, String>;
 }

@@ -238,6 +238,13 @@ impl Inner {
         Some(Peer { id, ..node.clone() })
     }
 
+    /// Whether a server of this name belongs to the cluster, as far as this one knows.
+    pub fn is_member(&self, name: &str) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().nodes().any(|(_, peer)| peer.name == name)
+    }
+
     /// Why this server takes no part any more, or no writes.
     fn refusal(&self) -> Option<StoreError> {
         let server = self.me.id;

@@ -24,6 +24,10 @@ impl Service {
 
 #[async_trait]
 impl RaftService for Service {
+    fn is_member(&self, name: &str) -> bool {
+        self.inner.upgrade().is_some_and(|inner| inner.is_member(name))
+    }
+
     async fn call(&self, request: Bytes) -> Result<Bytes, String> {
         let inner = self.inner()?;
         let stopped = |error: &dyn std::fmt::Display| error.to_string();

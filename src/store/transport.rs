@@ -1,7 +1,8 @@
 //! The store's requests over phalanx-transport: asks to the path `store`, snapshots as streams to `store/snapshot`.
 //!
-//! It knows names of nodes and nothing of Raft. Who may take part is not decided here but by `allow`: every node of a cluster has
-//! a certificate, and an agent's must not be enough to write the log of a server.
+//! It knows names of nodes and nothing of Raft. Who may take part is not decided here but by `allow` and by Raft's own list of its
+//! members, whichever knows a newcomer first: every node of a cluster has a certificate, and an agent's must not be enough to write
+//! the log of a server.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -39,7 +40,7 @@ pub struct QuicTransport {
 }
 
 impl QuicTransport {
-    /// Only nodes of which `allow` says that they are servers are answered.
+    /// Only nodes of which `allow` says that they are servers, or that Raft knows as its members, are answered.
     pub fn new(transport: Transport, allow: impl Fn(&str) -> bool + Send + Sync + 'static) -> Arc<QuicTransport> {
         Arc::new(QuicTransport { transport, allow: Arc::new(allow), addresses: Mutex::default() })
     }
@@ -77,7 +78,7 @@ impl RaftTransport for QuicTransport {
     fn serve(&self, service: Arc<dyn RaftService>) {
         let (answering, allow) = (service.clone(), self.allow.clone());
         self.transport.serve(PATH, move |peer, request: StoreRequest| {
-            let (service, allowed) = (answering.clone(), allow(&peer.node));
+            let (service, allowed) = (answering.clone(), allow(&peer.node) || answering.is_member(&peer.node));
             async move {
                 if !allowed {
                     return Err(format!("{} is no server of this cluster", peer.node));
@@ -89,7 +90,7 @@ impl RaftTransport for QuicTransport {
         });
         let allow = self.allow.clone();
         self.transport.serve_stream(SNAPSHOT_PATH, move |peer, header, send, recv| {
-            let (service, allowed) = (service.clone(), allow(&peer.node));
+            let (service, allowed) = (service.clone(), allow(&peer.node) || service.is_member(&peer.node));
             async move {
                 // Dropped without an end, the stream is an error for whoever sent it.
                 if allowed {
