@@ -426,7 +426,7 @@ impl Shared {
 
     fn confirmed(&self, server: &str, term: u64, follows: bool) {
         let majority = {
-            // A copy: whoever holds the state looks at the servers, and never the other way round.
+            // A copy: elsewhere the state is locked first.
             let servers = self.servers.borrow().clone();
             let mut state = self.state.lock();
             let Some(leading) = state.leading.as_mut().filter(|leading| leading.term == term && follows) else {

@@ -404,6 +404,7 @@ pub trait Store: Send + Sync + 'static {
     fn leadership(&self) -> tokio::sync::watch::Receiver<Leadership>;
 }
 
+mod check;
 mod faults;
 mod log;
 mod machine;

@@ -19,6 +19,7 @@ use openraft::{ChangeMembers, Config, Instant as _, ReadPolicy, ServerState, Sna
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::check::check;
 use super::log::LogStore;
 use super::machine::Machine;
 use super::network::{self, Admin, Answer, Network, Proposed, RaftTransport, Refusal, Request, TransportError};
@@ -29,14 +30,12 @@ use super::state::{Command, Response, State};
 use super::types::{Peer, TypeConfig, log_index};
 use super::watch::{Replica, Watch};
 use super::{
-    Compare, Consistency, KEY_BYTES_MAX, KeyValue, Leadership, Member, Op, RangeRequest, RangeResult, Revision, Role,
-    ServerId, Store, StoreError, StoreStatus, TXN_BYTES_MAX, TXN_OPS_MAX, Txn, TxnResult,
+    Consistency, KeyValue, Leadership, Member, RangeRequest, RangeResult, Revision, Role, ServerId, Store, StoreError,
+    StoreStatus, Txn, TxnResult,
 };
 
 /// Bytes that one log entry carries at most; [`Store::txn_many`] takes several entries for more.
 const ENTRY_BYTES_MAX: usize = 3 * 1024 * 1024;
-/// What encoding adds to the key and value of an operation, at most.
-const OP_OVERHEAD_BYTES: usize = 32;
 /// Transactions that one log entry carries at most.
 const ENTRY_TXNS_MAX: usize = 4_096;
 /// How long a change of members may take, catching up included.
@@ -641,41 +640,6 @@ fn why(refusal: StoreError) -> String {
     match refusal {
         StoreError::DiskFull { reason, .. } | StoreError::Corrupt { reason, .. } => reason,
         other => other.to_string(),
-    }
-}
-
-fn check(txn: &Txn) -> Result<usize, StoreError> {
-    let too_large = |what: &str, actual, limit| Err(StoreError::TooLarge { what: what.to_owned(), actual, limit });
-    let ops = txn.compares.len() + txn.success.len() + txn.failure.len();
-    if ops > TXN_OPS_MAX {
-        return too_large("number of compares and operations", ops, TXN_OPS_MAX);
-    }
-    let compared = |compare: &Compare| match compare {
-        Compare::ModRevision { key, .. } | Compare::Exists { key } | Compare::Absent { key } => key.len(),
-    };
-    let mut bytes: usize = OP_OVERHEAD_BYTES * ops + txn.compares.iter().map(compared).sum::<usize>();
-    for branch in [&txn.success, &txn.failure] {
-        let mut written = BTreeSet::new();
-        for op in branch {
-            let (key, value) = match op {
-                Op::Put { key, value } => (key, value.len()),
-                Op::Delete { key } | Op::Get { key } => (key, 0),
-            };
-            if key.is_empty() {
-                return Err(StoreError::Invalid { reason: "a key is empty".to_owned() });
-            }
-            if key.len() > KEY_BYTES_MAX {
-                return too_large("length of a key", key.len(), KEY_BYTES_MAX);
-            }
-            if !matches!(op, Op::Get { .. }) && !written.insert(key) {
-                return Err(StoreError::Invalid { reason: format!("the key {key:?} is written twice") });
-            }
-            bytes += key.len() + value;
-        }
-    }
-    match bytes > TXN_BYTES_MAX {
-        true => too_large("number of bytes", bytes, TXN_BYTES_MAX),
-        false => Ok(bytes),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use crate::store::{MemoryNetwork, StoreFaults, WatchEventKind};
+use crate::store::{MemoryNetwork, StoreFaults, TXN_BYTES_MAX, WatchEventKind};
 
 use super::*;
 
