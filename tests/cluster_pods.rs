@@ -49,18 +49,18 @@ fn pod(name: &str, spec: Value) -> String {
     pod.to_string()
 }
 
-/// A node that runs pods and is no server.
-fn an_agent_of(placement: &support::Placement) -> &str {
-    let agents = placement.keys().filter(|node| !["n1", "n2", "n3"].contains(&node.as_str()));
-    agents.max().expect("pods are spread over all nodes")
+/// A node that runs pods and is none of the servers, which come first.
+fn an_agent_of(placement: &support::Placement, servers: u32) -> String {
+    let mut agents = placement.keys().filter(|node| **node > format!("n{servers}"));
+    agents.next().expect("pods are spread over all nodes").clone()
 }
 
 #[test]
 fn pods_of_a_killed_node_are_replaced_on_the_others() {
-    let cluster = Cluster::up(5, 3);
+    let cluster = Cluster::with_nodes(5, 3);
     cluster.apply(&deployment(8));
     let before = cluster.settled(8);
-    let victim = an_agent_of(&before).to_owned();
+    let victim = an_agent_of(&before, 3);
     cluster.must(&["chaos", "kill", &victim]);
     cluster.until("lost", |s| state(s, &victim) == "Lost");
     let after = cluster.settled(8);
@@ -79,10 +79,10 @@ fn pods_of_a_killed_node_are_replaced_on_the_others() {
 
 #[test]
 fn a_node_that_comes_back_stops_what_was_replaced() {
-    let cluster = Cluster::up(4, 1);
+    let cluster = Cluster::with_nodes(4, 1);
     cluster.apply(&deployment(6));
     let before = cluster.settled(6);
-    let victim = an_agent_of(&before).to_owned();
+    let victim = an_agent_of(&before, 1);
     // Its containers go on without it: to the others it looks as if the machine had died.
     cluster.kill_process(&victim);
     cluster.wait_for("replaced", || {
@@ -97,10 +97,10 @@ fn a_node_that_comes_back_stops_what_was_replaced() {
 
 #[test]
 fn a_node_cut_off_and_healed_ends_up_with_exactly_its_pods() {
-    let cluster = Cluster::up(4, 1);
+    let cluster = Cluster::with_nodes(4, 1);
     cluster.apply(&deployment(6));
     let before = cluster.settled(6);
-    let victim = an_agent_of(&before).to_owned();
+    let victim = an_agent_of(&before, 1);
     cluster.must(&["chaos", "partition", &victim]);
     cluster.wait_for("replaced", || {
         let pods = cluster.list("pods").unwrap_or_default();
@@ -119,7 +119,7 @@ fn a_node_cut_off_and_healed_ends_up_with_exactly_its_pods() {
 
 #[test]
 fn a_killed_agent_process_adopts_its_containers() {
-    let cluster = Cluster::up(2, 1);
+    let cluster = Cluster::with_nodes(2, 1);
     // It stays even when the node is declared lost meanwhile: a slow machine may take that long to start the agent.
     cluster.apply(&pod(
         "pinned",
@@ -147,7 +147,7 @@ fn a_killed_agent_process_adopts_its_containers() {
 
 #[test]
 fn no_acknowledged_write_is_lost_when_the_leader_is_killed() {
-    let cluster = Cluster::up(3, 3);
+    let cluster = Cluster::with_nodes(3, 3);
     let leader = text(&cluster.all_ready()["leader"]);
     // Away from the cluster's directory, which would tell of other servers: the address in it must do.
     let elsewhere = tempfile::tempdir().expect("tempdir");
@@ -186,7 +186,7 @@ fn no_acknowledged_write_is_lost_when_the_leader_is_killed() {
 
 #[test]
 fn down_stops_every_container_and_up_runs_them_again() {
-    let cluster = Cluster::up(3, 1);
+    let cluster = Cluster::with_nodes(3, 1);
     cluster.apply(&deployment(5));
     let before = cluster.settled(5);
     cluster.must(&["down"]);
@@ -199,7 +199,7 @@ fn down_stops_every_container_and_up_runs_them_again() {
 
 #[test]
 fn a_pod_that_fits_nowhere_says_why_and_is_placed_when_it_fits() {
-    let cluster = Cluster::up(2, 1);
+    let cluster = Cluster::with_nodes(2, 1);
     cluster.apply(&pod("picky", json!({"nodeSelector": {"disk": "ssd"}})));
     let why = "0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector.";
     cluster.wait_for("told why", || {
@@ -254,7 +254,7 @@ impl Kubectl {
 
 #[test]
 fn rollouts_restart_undo_scale_and_logs_with_kubectl() {
-    let cluster = Cluster::up(3, 1);
+    let cluster = Cluster::with_nodes(3, 1);
     let Some(kubectl) = Kubectl::of(&cluster) else { return };
     let manifest = cluster.file("web.yaml", &deployment(3));
     kubectl.run(&format!("apply -f {}", manifest.display()));

@@ -72,6 +72,17 @@ impl Cluster {
         self.until("all ready", ready)
     }
 
+    /// A new cluster whose nodes take pods, all of them.
+    pub fn with_nodes(nodes: u32, servers: u32) -> Self {
+        let cluster = Cluster::up(nodes, servers);
+        cluster.wait_for("all nodes registered and ready", || {
+            let known = cluster.list("nodes").unwrap_or_default();
+            let takes_pods = |node: &&Value| is_ready(node) && node["spec"]["taints"].is_null();
+            known.iter().filter(takes_pods).count() == nodes as usize
+        });
+        cluster
+    }
+
     /// A file beside the cluster's own.
     pub fn file(&self, name: &str, text: &str) -> PathBuf {
         let path = self.dir().join(name);
@@ -191,10 +202,11 @@ pub fn state<'a>(status: &'a Value, node: &str) -> &'a Value {
     &node_of(status, node)["state"]
 }
 
-pub fn is_ready(pod: &Value) -> bool {
-    let conditions = pod["status"]["conditions"].as_array();
+/// Whether a pod or a node is.
+pub fn is_ready(object: &Value) -> bool {
+    let conditions = object["status"]["conditions"].as_array();
     let ready = conditions.is_some_and(|all| all.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"));
-    ready && pod["metadata"]["deletionTimestamp"].is_null()
+    ready && object["metadata"]["deletionTimestamp"].is_null()
 }
 
 pub fn text(value: &Value) -> String {
