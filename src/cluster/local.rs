@@ -24,6 +24,9 @@ use crate::security::{TokenRole, write_secret};
 
 /// A node must be ready within this time.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
+/// A started cluster waits this long for its last node to be granted its lease.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(10);
+const SETTLE_POLL: Duration = Duration::from_millis(10);
 /// A node that was asked to stop must be gone within this time, or is killed.
 const STOP_DEADLINE: Duration = Duration::from_secs(45);
 /// How long the tokens that `up` uses for its own nodes count, in seconds.
@@ -157,6 +160,7 @@ impl LocalCluster {
             return Err(error);
         }
         cluster.dir.save(&cluster.file)?;
+        cluster.settle().await;
         let server = cluster.any_server()?;
         let kubeconfig = admin::call(&server, &AdminRequest::Kubeconfig).await?;
         write_secret(&cluster.kubeconfig_path(), kubeconfig.as_str().unwrap_or_default().as_bytes())
@@ -283,6 +287,24 @@ impl LocalCluster {
             }
         });
         merge(&self.file.cluster, &futures::future::join_all(asked).await)
+    }
+
+    /// Waits a while until every node holds its lease, so that what is done next finds the cluster whole. One that takes longer
+    /// is no reason to stop the others.
+    async fn settle(&self) {
+        let settled = async {
+            loop {
+                let status = self.status().await;
+                let nodes = status["nodes"].as_array().into_iter().flatten();
+                if nodes.map(|node| &node["state"]).all(|state| state == "Ready") {
+                    return;
+                }
+                tokio::time::sleep(SETTLE_POLL).await;
+            }
+        };
+        if tokio::time::timeout(SETTLE_DEADLINE, settled).await.is_err() {
+            tracing::warn!("not every node holds its lease yet");
+        }
     }
 
     fn local(&self, node: &ClusterNode) -> LocalNode {

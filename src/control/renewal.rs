@@ -12,7 +12,7 @@ use super::lease::{LeaseTimes, Millis};
 
 /// Requests remembered while their answers are out.
 const OUTSTANDING_MAX: usize = 16;
-/// The least time between two renewals, in milliseconds, while a new leader has granted nothing yet.
+/// The least time between two renewals, in milliseconds, while nothing was granted yet: at the start of the node, or by a new leader.
 const EAGER_MS: Millis = 20;
 
 /// What happens to the node's side.
@@ -157,7 +157,9 @@ impl Renewal {
                     self.fenced = true;
                     out.push(RenewalAction::Fence);
                 }
-                if self.last_sent.is_none_or(|at| now.saturating_sub(at) >= self.times.renew_ms) {
+                // A node that starts has no connection yet, most likely.
+                let period = if self.ever { self.times.renew_ms } else { EAGER_MS };
+                if self.last_sent.is_none_or(|at| now.saturating_sub(at) >= period) {
                     self.renew(now, &mut out);
                 }
             }
