@@ -12,6 +12,7 @@ use jiff::{SignedDuration, Timestamp};
 use phalanx_transport::{SendStream, Transport};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
 use tokio_util::codec::{FramedRead, FramedWrite, LengthDelimitedCodec};
 use tokio_util::io::ReaderStream;
 
@@ -50,12 +51,17 @@ fn codec() -> LengthDelimitedCodec {
     LengthDelimitedCodec::builder().max_frame_length(ANSWER_BYTES_MAX).new_codec()
 }
 
-/// Serves the logs of this member's containers.
-pub fn serve(transport: &Transport, agent: &Arc<Agent>) {
+/// Serves the logs of this member's containers, to servers: they know who may read them.
+pub fn serve(transport: &Transport, agent: &Arc<Agent>, servers: watch::Receiver<Vec<String>>) {
     let agent = agent.clone();
     transport.serve_stream(LOGS_PATH, move |peer, header, send, mut recv| {
         let agent = agent.clone();
+        let allowed = servers.borrow().iter().any(|server| **server == *peer.node);
         async move {
+            if !allowed {
+                tracing::warn!(node = %peer.node, "who is no server asked for a log; refused");
+                return;
+            }
             // The reader never says anything: anything from there is its end.
             let gone = async {
                 let _ = recv.read_u8().await;

@@ -29,10 +29,10 @@ use super::membership::{ClusterRecord, Membership, check_name};
 use super::roles::{Leadership, Refresh};
 use super::{logs, processes, roles};
 use crate::api::Kinds;
-use crate::control::endpoint::{LeaseEndpoint, LeaseStatus};
+use crate::control::endpoint::{Heard, LeaseEndpoint, LeaseStatus};
 use crate::control::lease::{LeaseState, LeaseTimes};
 use crate::control::session::client::RemoteControlPlane;
-use crate::control::session::server::SessionServer;
+use crate::control::session::server::{SERVER_LABEL, SessionServer};
 use crate::gateway::{Gateway, GatewayConfig, GatewayHandle, Listen, SharedAddress};
 use crate::node::{Agent, AgentConfig, Fence, PodNetwork, SyncActor, Unfence};
 use crate::registry::Registry;
@@ -50,8 +50,6 @@ const ADD_SERVER_DEADLINE: Duration = Duration::from_secs(30);
 const CONTAINER_GRACE: Duration = Duration::from_secs(10);
 /// The pause before a fence is tried again that met no actor, in milliseconds.
 const FENCE_RETRY_MS: u64 = 20;
-/// What kubectl shows as the role of a server's node.
-const SERVER_LABEL: &str = "node-role.kubernetes.io/control-plane";
 /// A server that is without a leader for longer than this stops answering the shared address, in milliseconds: longer than
 /// any election.
 const OUT_OF_TOUCH_MS: u64 = 2_000;
@@ -269,7 +267,8 @@ impl Member {
         }
         config.dir.save(&node)?;
 
-        let leases = LeaseEndpoint::start(transport.clone(), LeaseTimes::default(), servers.subscribe());
+        let heard = store.clone().map(|store| Arc::new(move || store.is_heard()) as Heard);
+        let leases = LeaseEndpoint::start(transport.clone(), LeaseTimes::default(), servers.subscribe(), heard);
         let shared = Arc::new(Shared {
             dir: config.dir.clone(),
             incarnation,
@@ -473,7 +472,7 @@ impl Shared {
         let control = RemoteControlPlane::new(self.transport.clone(), self.leases.status());
         let agent = Agent::new(config, runtimes, control).map_err(|e| other(&e))?;
         system.start(agent.tree()).await.map_err(|e| other(&e))?;
-        logs::serve(&self.transport, &agent);
+        logs::serve(&self.transport, &agent, self.servers.subscribe());
         Ok(agent)
     }
 
@@ -667,24 +666,35 @@ impl Shared {
 /// an actor that was restarted meanwhile.
 async fn fence(system: System, mut lease: watch::Receiver<LeaseStatus>) {
     let sync = system.named::<SyncActor>("agent/sync");
+    // At first it is told in any case: an earlier agent may have left something running.
+    let mut told_lapses = None;
     loop {
-        let fenced = lease.borrow_and_update().fenced;
-        let told = match fenced {
-            true => sync.ask(Fence).await.map(|pods| {
-                if pods > 0 {
-                    tracing::warn!(pods, "stopping exclusive pods: this node may be declared lost");
-                }
-            }),
-            false => sync.ask(Unfence).await,
+        let (fenced, lapses) = {
+            let status = lease.borrow_and_update();
+            (status.fenced, status.lapses)
         };
+        let mut told = Ok(());
+        // Also a lapse that is over by now: what ran may have been replaced.
+        if fenced || told_lapses != Some(lapses) {
+            told = sync.ask(Fence).await.map(|pods| {
+                if pods > 0 {
+                    tracing::warn!(pods, "stopping exclusive pods: this node may have been declared lost");
+                }
+            });
+        }
+        if told.is_ok() && !fenced {
+            told = sync.ask(Unfence).await;
+        }
         let Some(pid) = sync.resolve().map(|sync| sync.pid()).filter(|_| told.is_ok()) else {
             tokio::time::sleep(Duration::from_millis(FENCE_RETRY_MS)).await;
             continue;
         };
+        told_lapses = Some(lapses);
         tokio::select! {
-            changed = lease.wait_for(|status| status.fenced != fenced) => if changed.is_err() {
+            changed = lease.wait_for(|status| status.fenced != fenced || status.lapses != lapses) => if changed.is_err() {
                 return;
             },
+            // The next one begins by trusting nothing, which is enough while the lease is held.
             _ = pid.exited() => {}
         }
     }

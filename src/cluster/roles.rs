@@ -185,7 +185,7 @@ impl Leadership {
                 }
             });
         }
-        let ending = self.ending.take();
+        let ending = self.ending.clone();
         let known = async move {
             if let Some(control) = ending {
                 control.stop().await;
@@ -206,13 +206,13 @@ impl Leadership {
                 }
             };
             let nodes: Vec<(String, u64)> = members.iter().map(|m| (m.name.clone(), 0)).collect();
-            this.begin_term(&members, &lost, ctx);
+            this.begin_term(term, &members, &lost, ctx);
             this.shared.learn(members);
             let mut events = this.shared.leases.lead(term, nodes, &lost);
             let me = ctx.self_ref();
             ctx.spawn(async move {
                 while let Some(event) = events.recv().await {
-                    if me.send(Changed(event)).await.is_err() {
+                    if me.send(Changed { term, event }).await.is_err() {
                         return;
                     }
                 }
@@ -223,7 +223,7 @@ impl Leadership {
 
 impl Leadership {
     /// Starts the scheduler, the controllers and the actors of the nodes, and serves the agents' sessions.
-    fn begin_term(&mut self, members: &[MemberRecord], lost: &[String], ctx: &mut Ctx<Self>) {
+    fn begin_term(&mut self, term: u64, members: &[MemberRecord], lost: &[String], ctx: &mut Ctx<Self>) {
         let (Some(registry), Some(sessions)) = (self.shared.registry(), &self.shared.sessions) else { return };
         let runtime = self.shared.runtime.clone();
         let recorder = {
@@ -255,7 +255,15 @@ impl Leadership {
             .intensity(CONTROL_INTENSITY, CONTROL_PERIOD)
             .child(nodes);
         let control = ctx.supervise(children.into_iter().fold(control, SupervisorSpec::child));
-        sessions.open(Desk { registry, recorder, assignments, standings: standings.clone() });
+        let servers = self.shared.servers.subscribe();
+        sessions.open(Desk {
+            registry,
+            recorder,
+            assignments,
+            standings: standings.clone(),
+            term,
+            is_server: Arc::new(move |node| servers.borrow().iter().any(|server| server == node)),
+        });
         self.term = Some(Term { control, standings, deps, _watches: watches });
     }
 
@@ -280,7 +288,11 @@ impl Leadership {
     }
 }
 
-struct Changed(NodeEvent);
+/// What the lease table of a term says.
+struct Changed {
+    term: u64,
+    event: NodeEvent,
+}
 
 impl Message for Changed {
     type Reply = ();
@@ -343,7 +355,11 @@ impl Handler<OfficeChanged> for Leadership {
 }
 
 impl Handler<Changed> for Leadership {
-    fn handle(&mut self, Changed(event): Changed, ctx: &mut Ctx<Self>) -> Reply<()> {
+    fn handle(&mut self, Changed { term, event }: Changed, ctx: &mut Ctx<Self>) -> Reply<()> {
+        // Of a term that is over: its successor has its own table.
+        if self.leading != Some(term) {
+            return ().into();
+        }
         let Some(membership) = self.shared.membership() else { return ().into() };
         match &event {
             NodeEvent::Lost { node, .. } => self.node_stands(node, Standing::Lost, ctx),

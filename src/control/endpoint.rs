@@ -45,11 +45,13 @@ pub struct LeaseStatus {
     pub leader: Option<(String, u64)>,
     /// The lease is not held (not yet, or no more): exclusive pods must not run here.
     pub fenced: bool,
+    /// How often it has lapsed: whoever looks late sees here that it did, though it is held again.
+    pub lapses: u64,
 }
 
 impl Default for LeaseStatus {
     fn default() -> Self {
-        Self { leader: None, fenced: true }
+        Self { leader: None, fenced: true, lapses: 0 }
     }
 }
 
@@ -93,6 +95,8 @@ struct Shared {
     transport: Transport,
     times: LeaseTimes,
     servers: watch::Receiver<Vec<String>>,
+    /// Whether this server's quorum has answered lately, asked of the store itself; none on agents.
+    heard: Option<Heard>,
     epoch: Instant,
     status: watch::Sender<LeaseStatus>,
     state: Mutex<State>,
@@ -125,15 +129,25 @@ struct Ping {
     sent: Millis,
 }
 
+/// Tells whether the quorum has answered lately. Called on the transport's thread for each renewal that a leader is asked for.
+pub type Heard = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// What is to be sent once the lock is released.
 type Outbox = Vec<(String, LeaseDatagram)>;
 
 impl LeaseEndpoint {
-    /// Starts renewing on the transport's thread. `servers` are the nodes that may lead.
-    pub fn start(transport: Transport, times: LeaseTimes, servers: watch::Receiver<Vec<String>>) -> Self {
+    /// Starts renewing on the transport's thread. `servers` are the nodes that may lead. `heard` is what a server's leases
+    /// depend on: asked here and not told by an actor, which a slow disk may hold up while leases run on.
+    pub fn start(
+        transport: Transport,
+        times: LeaseTimes,
+        servers: watch::Receiver<Vec<String>>,
+        heard: Option<Heard>,
+    ) -> Self {
         let shared = Arc::new(Shared {
             times: times.clone(),
             servers,
+            heard,
             epoch: Instant::now(),
             status: watch::Sender::default(),
             state: Mutex::new(State {
@@ -222,12 +236,7 @@ impl LeaseEndpoint {
 
     /// The leader's quorum answers, or does not answer any more. Without it nothing is granted, not even to itself.
     pub fn quorum(&self, heard: bool) {
-        let before = std::mem::replace(&mut self.0.state.lock().quorum, heard);
-        match (before, heard) {
-            (true, false) => self.0.renewal(RenewalEvent::Deposed { silent_ms: leader_silence_ms() }),
-            (false, true) => self.0.lease(LeaseEvent::Resumed),
-            _ => {}
-        }
+        self.0.quorum(heard);
     }
 
     /// A server's Raft says who leads. Of itself it says so before it can grant anything: that waits for
@@ -288,10 +297,17 @@ impl Shared {
     fn take(&self, peer: &Peer, datagram: LeaseDatagram) {
         match datagram {
             LeaseDatagram::Renew { seq } => self.renewed(peer, seq),
-            LeaseDatagram::Grant { term, seq } => {
+            // Only servers know who leads: an agent's word must not move anybody. The leader may be so new that only the others
+            // have heard of it.
+            LeaseDatagram::Grant { term, seq } if self.is_server(&peer.node) || self.follows(&peer.node) => {
                 self.renewal(RenewalEvent::Granted { leader: peer.node.to_string(), term, seq });
             }
-            LeaseDatagram::Leader { leader, term } => self.renewal(RenewalEvent::Leader { leader, term }),
+            LeaseDatagram::Leader { leader, term } if self.is_server(&peer.node) => {
+                self.renewal(RenewalEvent::Leader { leader, term });
+            }
+            LeaseDatagram::Grant { .. } | LeaseDatagram::Leader { .. } => {
+                tracing::debug!(node = %peer.node, "who is no known server says who leads; not believed");
+            }
             LeaseDatagram::Probe { node } => self.ping(node, peer.node.to_string()),
             LeaseDatagram::Probed { node, reached } => {
                 self.lease(LeaseEvent::Probed { node, by: peer.node.to_string(), reached });
@@ -318,7 +334,41 @@ impl Shared {
         }
     }
 
+    fn follows(&self, node: &str) -> bool {
+        self.state.lock().renewal.leader() == Some(node)
+    }
+
+    fn is_server(&self, node: &str) -> bool {
+        self.servers.borrow().iter().any(|server| server == node)
+    }
+
+    fn quorum(&self, heard: bool) {
+        let before = {
+            let mut state = self.state.lock();
+            // Of a server that does not lead it says nothing.
+            if state.leading.is_none() {
+                state.quorum = true;
+                return;
+            }
+            std::mem::replace(&mut state.quorum, heard)
+        };
+        match (before, heard) {
+            (true, false) => self.renewal(RenewalEvent::Deposed { silent_ms: leader_silence_ms() }),
+            (false, true) => self.lease(LeaseEvent::Resumed),
+            _ => {}
+        }
+    }
+
+    fn ask_quorum(&self) {
+        if let Some(heard) = &self.heard
+            && self.state.lock().leading.is_some()
+        {
+            self.quorum(heard());
+        }
+    }
+
     fn renewed(&self, peer: &Peer, seq: u64) {
+        self.ask_quorum();
         let answer = {
             let state = self.state.lock();
             match (&state.leading, &state.known) {
@@ -343,6 +393,7 @@ impl Shared {
     }
 
     fn tick(&self) {
+        self.ask_quorum();
         self.renewal(RenewalEvent::Tick);
         self.lease(LeaseEvent::Tick);
         let now = self.now();
@@ -371,11 +422,21 @@ impl Shared {
                 }
                 RenewalAction::Fence => {
                     tracing::warn!("the lease has lapsed: this node may be declared lost");
-                    self.status.send_modify(|status| status.fenced = true);
+                    self.status.send_modify(|status| {
+                        status.fenced = true;
+                        status.lapses += 1;
+                    });
                 }
                 RenewalAction::Unfence => self.status.send_modify(|status| status.fenced = false),
                 RenewalAction::Follow { leader, term } => {
-                    self.status.send_modify(|status| status.leader = Some((leader, term)));
+                    // Two threads may come here in either order.
+                    self.status.send_if_modified(|status| {
+                        let newer = status.leader.as_ref().is_none_or(|(_, known)| *known < term);
+                        if newer {
+                            status.leader = Some((leader, term));
+                        }
+                        newer
+                    });
                 }
             }
         }

@@ -44,7 +44,7 @@ async fn members(n: usize) -> Vec<Member> {
         .into_iter()
         .map(|transport| {
             let servers = watch::Sender::new(servers.clone()).subscribe();
-            let leases = LeaseEndpoint::start(transport.clone(), LeaseTimes::default(), servers);
+            let leases = LeaseEndpoint::start(transport.clone(), LeaseTimes::default(), servers, None);
             Member { transport, leases }
         })
         .collect()
@@ -161,6 +161,32 @@ async fn a_leader_that_loses_many_at_once_asks_the_other_servers_first() {
     lost.sort();
     assert_eq!(lost, ["n3", "n4", "n5"]);
     end(members).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_says_it_leads_is_not_believed() {
+    let members = members(5).await;
+    let _events = members[0].leases.lead(1, names(&members), &[]);
+    for member in &members {
+        member.leases.status().wait_for(|s| !s.fenced).await.expect("held");
+    }
+    // n5 is no server.
+    let claim = LeaseDatagram::Leader { leader: "n5".into(), term: 9 };
+    members[4].transport.datagram("n4", LEASE_PATH, claim.encode()).expect("sent");
+    members[4].transport.datagram("n4", LEASE_PATH, LeaseDatagram::Grant { term: 9, seq: 1 }.encode()).expect("sent");
+    // Answered by n4 after both, since datagrams on loopback keep their order.
+    let seen = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let flag = seen.clone();
+    members[4].transport.serve_datagram("seen", move |_, _| flag.store(true, std::sync::atomic::Ordering::SeqCst));
+    let back = members[3].transport.clone();
+    members[3].transport.serve_datagram("see", move |peer, body| drop(back.datagram(&peer.node, "seen", body)));
+    let begun = Instant::now();
+    while !seen.load(std::sync::atomic::Ordering::SeqCst) {
+        let _ = members[4].transport.datagram("n4", "see", bytes::Bytes::from_static(b"?"));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(begun.elapsed() < Duration::from_secs(10));
+    }
+    assert_eq!(members[3].leases.status().borrow().leader, Some(("n1".to_owned(), 1)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -245,7 +245,8 @@ impl LeaseTable {
 
     fn probed(&mut self, node: &str, by: &str, reached: bool, now: Millis) {
         let Some(lease) = self.nodes.get_mut(node) else { return };
-        if lease.state != LeaseState::Suspect {
+        // Only who was asked in this round is believed.
+        if lease.state != LeaseState::Suspect || !lease.asked.iter().any(|peer| peer == by) {
             return;
         }
         if reached {

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use phalanx_actors::{Actor, Backoff, ChildSpec, Ctx, Exit, Handler, Message, Reply};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::session::assignments::Assignments;
 use crate::api::Status;
@@ -62,7 +63,13 @@ struct Stand {
 
 impl Standings {
     pub fn set(&self, node: &str, standing: Standing) {
-        self.0.nodes.lock().entry(node.to_owned()).or_default().is = Some(standing);
+        let mut nodes = self.0.nodes.lock();
+        let stand = nodes.entry(node.to_owned()).or_default();
+        stand.is = Some(standing);
+        if standing == Standing::Lost {
+            // Nobody is let in by what was written before, however short the loss was.
+            stand.written = None;
+        }
     }
 
     /// Waits until the node holds its lease and the store says so: until then its pods may still be on their way to others.
@@ -83,8 +90,17 @@ impl Standings {
     }
 
     fn wrote(&self, node: &str, standing: Standing) {
-        self.0.nodes.lock().entry(node.to_owned()).or_default().written = Some(standing);
+        {
+            let mut nodes = self.0.nodes.lock();
+            let stand = nodes.entry(node.to_owned()).or_default();
+            // What has changed meanwhile is not written yet, also if it changes back.
+            stand.written = (stand.is == Some(standing)).then_some(standing);
+        }
         self.0.written.send_replace(());
+    }
+
+    fn is_written(&self, node: &str) -> bool {
+        self.0.nodes.lock().get(node).is_some_and(|stand| stand.written.is_some())
     }
 
     fn of(&self, node: &str) -> Standing {
@@ -145,14 +161,19 @@ impl Message for Look {
 impl NodeActor {
     fn look(&mut self, ctx: &mut Ctx<Self>) {
         let wanted = self.deps.standings.of(&self.name);
-        if self.writing || self.written == Some(wanted) {
+        if self.writing {
+            return;
+        }
+        if self.written == Some(wanted) && self.deps.standings.is_written(&self.name) {
             return;
         }
         self.writing = true;
         let (deps, node) = (self.deps.clone(), self.name.clone());
-        let write = self.deps.runtime.spawn(async move {
+        // Ends with the actor: what a past term decided must not be written later.
+        let write = AbortOnDropHandle::new(self.deps.runtime.spawn(async move {
             match wanted {
                 Standing::Lost => {
+                    deps.assignments.synced().await;
                     let pods = deps.assignments.pods(&node);
                     let loss = node_lost(&deps.registry, &node, pods.clone()).await?;
                     tracing::info!(node, pods = loss.evicted, "the pods of a lost node are being replaced");
@@ -173,7 +194,7 @@ impl NodeActor {
                     Ok(())
                 }
             }
-        });
+        }));
         ctx.pipe(write, move |this, result, ctx| {
             this.writing = false;
             let result = result.unwrap_or_else(|error| Err(Status::internal(error)));
@@ -214,7 +235,12 @@ impl Actor for NodeActor {
     fn started(&mut self, ctx: &mut Ctx<Self>) -> Result<(), Exit> {
         self.look(ctx);
         self.renew(ctx);
-        ctx.interval(LEASE_RENEWAL, |this: &mut Self, ctx| this.renew(ctx));
+        ctx.interval(LEASE_RENEWAL, |this: &mut Self, ctx| {
+            this.renew(ctx);
+            // What somebody else has written over it, such as a leader of before, is put right.
+            this.written = None;
+            this.look(ctx);
+        });
         Ok(())
     }
 }

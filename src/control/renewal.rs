@@ -120,6 +120,11 @@ impl Renewal {
     /// Takes one event in; what must be done comes out.
     pub fn on_event(&mut self, event: RenewalEvent, now: Millis) -> Vec<RenewalAction> {
         let mut out = Vec::new();
+        // First of all: a grant that comes after the lapse must not hide it.
+        if !self.fenced && now.saturating_sub(self.granted) >= self.times.ttl_ms {
+            self.fenced = true;
+            out.push(RenewalAction::Fence);
+        }
         match event {
             RenewalEvent::Leader { leader, term } => {
                 // A follower hears of its leader from Raft before that leader grants anything; it asks again when told so by the
@@ -153,10 +158,6 @@ impl Renewal {
                 self.sent.clear();
             }
             RenewalEvent::Tick => {
-                if !self.fenced && now.saturating_sub(self.granted) >= self.times.ttl_ms {
-                    self.fenced = true;
-                    out.push(RenewalAction::Fence);
-                }
                 // A node that starts has no connection yet, most likely.
                 let period = if self.ever { self.times.renew_ms } else { EAGER_MS };
                 if self.last_sent.is_none_or(|at| now.saturating_sub(at) >= period) {
@@ -276,6 +277,15 @@ mod tests {
             }
         }
         assert_eq!((fenced, lost), (Some(1_155), Some(1_155)), "450 ms after 700, and not 450 ms after the election");
+    }
+
+    #[test]
+    fn a_grant_between_two_ticks_does_not_hide_that_the_lease_had_lapsed() {
+        let mut r = Renewal::new(LeaseTimes::default(), 0);
+        r.on_event(RenewalEvent::Tick, 0);
+        r.on_event(granted(1, 1), 1);
+        r.on_event(RenewalEvent::Tick, 440);
+        assert_eq!(r.on_event(granted(1, 2), 455), [RenewalAction::Fence, RenewalAction::Unfence]);
     }
 
     #[test]

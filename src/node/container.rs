@@ -344,7 +344,15 @@ impl ContainerActor {
         let slot = self.slot.clone();
         ctx.pipe(
             async move {
-                let outcome = async { slot.runtime.start(slot.container_spec(attempt).await?).await }.await;
+                let outcome = async {
+                    let spec = slot.container_spec(attempt).await?;
+                    // Its environment may have taken long to come.
+                    if slot.stop.borrow().is_some() {
+                        return Err(RuntimeError::Config("the pod is being stopped".to_owned()));
+                    }
+                    slot.runtime.start(spec).await
+                }
+                .await;
                 if let (Ok(_), Some(old)) = (&outcome, attempt.checked_sub(2)) {
                     // Kubernetes keeps one dead run of each container.
                     let _ = tokio::fs::remove_dir_all(slot.dir(old)).await;

@@ -211,6 +211,11 @@ impl Assignments {
         self.by_uid.lock().get(uid).cloned()
     }
 
+    /// Changes an assignment in memory alone, for those who look it up at once. [`Assignments::put`] must follow.
+    pub fn stage(&self, assignment: Assignment) {
+        self.by_uid.lock().insert(assignment.uid().to_owned(), assignment);
+    }
+
     /// Keeps an assignment, synced to disk: it must hold after a power loss.
     pub fn put(&self, assignment: Assignment) {
         let path = self.layout.assignment(assignment.uid());

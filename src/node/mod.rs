@@ -59,6 +59,8 @@ use crate::runtime::Runtimes;
 pub const PODS_MAX: u32 = 110;
 
 const SIGTERM: i32 = 15;
+/// What is killed is gone within this time, unless it hangs in the kernel.
+const KILLED_WITHIN: Duration = Duration::from_secs(5);
 
 /// Settings of an agent.
 #[derive(Clone, Debug)]
@@ -171,13 +173,15 @@ impl Agent {
                 let last = self.layout.attempts(known.uid(), &name).into_iter().next_back();
                 let Some(attempt) = last else { continue };
                 let (runtime, dir) = (runtime.clone(), self.layout.attempt(known.uid(), &name, attempt));
+                // Nobody is left to fence it should the lease lapse meanwhile.
+                let grace = if is_exclusive(&known.pod) { Duration::ZERO } else { grace };
                 stops.push(async move {
                     let Ok(Some(container)) = runtime.adopt(&dir).await else { return };
                     // Signals to a container that has ended are no errors; one that does not heed them is killed.
                     let _ = container.signal(SIGTERM).await;
                     if tokio::time::timeout(grace, container.wait()).await.is_err() {
                         let _ = container.kill().await;
-                        container.wait().await;
+                        let _ = tokio::time::timeout(KILLED_WITHIN, container.wait()).await;
                     }
                 });
             }

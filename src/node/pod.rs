@@ -124,6 +124,10 @@ impl PodActor {
             );
         }
         self.status = self.status.take().or_else(|| self.agent.layout.read_status(&self.uid));
+        if let Some(known) = &self.status {
+            // An earlier agent, or reporter, may have ended before this was told. Told twice it changes nothing.
+            self.agent.board.put(self.report_of(&assignment, known.clone()));
+        }
         self.assignment = Some(assignment);
         let Some(runtime) = runtime.filter(|_| self.blocked.is_none()) else { return };
         let init = spec.init_containers.unwrap_or_default();

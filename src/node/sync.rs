@@ -4,6 +4,7 @@
 //! it ran; the first snapshot then says what to stop.
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -49,7 +50,11 @@ impl Message for Finished {
     type Reply = ();
 }
 
-struct Assign(AssignmentEvent);
+struct Assign {
+    /// [`Resync::round`] when its session began.
+    round: u64,
+    event: AssignmentEvent,
+}
 impl Message for Assign {
     type Reply = ();
 }
@@ -59,17 +64,24 @@ pub struct SyncActor {
     agent: Arc<Agent>,
     /// New pods whose name is still held by an old one that is stopping, by key.
     held_back: HashMap<String, Arc<Pod>>,
-    /// Whether the node holds its lease. Without it no exclusive pod is launched, whatever the disk says.
+    /// Whether the node holds its lease.
     lease_held: bool,
-    /// Whether exclusive pods were stopped for want of it.
-    fenced: bool,
-    /// Ends the present session with the control plane, so that the next begins with everything.
-    resync: Arc<Notify>,
+    /// Whether a session that began since then has said what is this node's. Until then no exclusive pod is launched, whatever
+    /// the disk or an earlier session says.
+    trusted: bool,
+    resync: Arc<Resync>,
+}
+
+/// Ends the present session with the control plane, so that the next begins with everything.
+#[derive(Default)]
+struct Resync {
+    round: AtomicU64,
+    ended: Notify,
 }
 
 impl SyncActor {
     pub fn new(agent: Arc<Agent>) -> Self {
-        Self { agent, held_back: HashMap::new(), lease_held: false, fenced: false, resync: Arc::new(Notify::new()) }
+        Self { agent, held_back: HashMap::new(), lease_held: false, trusted: false, resync: Arc::default() }
     }
 
     fn pods_path(ctx: &Ctx<Self>) -> String {
@@ -83,10 +95,11 @@ impl SyncActor {
                 let assigned: HashSet<&str> = pods.iter().filter_map(|pod| pod.metadata.uid.as_deref()).collect();
                 for known in self.agent.assignments.all() {
                     if !assigned.contains(known.uid()) {
-                        self.stop(known, 0, false, ctx);
+                        self.stop(known, 0, ctx);
                     }
                 }
                 self.held_back.clear();
+                self.trusted = self.lease_held;
                 for pod in pods {
                     self.accept(pod, ctx);
                 }
@@ -95,8 +108,10 @@ impl SyncActor {
             AssignmentEvent::Removed { uid, grace_seconds, .. } => {
                 self.held_back.retain(|_, pod| pod.metadata.uid.as_deref() != Some(&uid));
                 if let Some(known) = self.agent.assignments.find(&uid) {
-                    let grace = grace_seconds.unwrap_or_else(|| own_grace(&known.pod));
-                    self.stop(known, grace, false, ctx);
+                    // An exclusive pod that is gone at once may be running elsewhere already.
+                    let own = || if is_exclusive(&known.pod) { 0 } else { own_grace(&known.pod) };
+                    let grace = grace_seconds.unwrap_or_else(own);
+                    self.stop(known, grace, ctx);
                 }
             }
         }
@@ -161,11 +176,8 @@ impl SyncActor {
         self.launch(&assignment, ctx);
     }
 
-    fn stop(&mut self, mut known: Assignment, grace_seconds: u64, fenced: bool, ctx: &mut Ctx<Self>) {
-        let sooner = known.stop.map_or(grace_seconds, |stop| stop.grace_seconds.min(grace_seconds));
-        // What the control plane has taken away for good stays away.
-        let fenced = fenced && known.stop.is_none_or(|stop| stop.fenced || !stop.removed);
-        known.stop = Some(StopOrder { grace_seconds: sooner, removed: true, fenced });
+    fn stop(&mut self, known: Assignment, grace_seconds: u64, ctx: &mut Ctx<Self>) {
+        let known = stopped(known, grace_seconds, false);
         self.agent.assignments.put(known.clone());
         self.wake(&known, ctx);
     }
@@ -192,7 +204,7 @@ impl SyncActor {
     }
 
     fn launch(&self, assignment: &Assignment, ctx: &mut Ctx<Self>) {
-        if !self.lease_held && is_exclusive(&assignment.pod) && assignment.stop.is_none() {
+        if !self.trusted && is_exclusive(&assignment.pod) && assignment.stop.is_none() {
             return;
         }
         let (agent, system, path) = (self.agent.clone(), ctx.system(), Self::pods_path(ctx));
@@ -228,6 +240,15 @@ async fn launch(agent: Arc<Agent>, system: System, pods: String, key: String, ui
     }
 }
 
+/// The assignment with the order to stop it.
+fn stopped(mut known: Assignment, grace_seconds: u64, fenced: bool) -> Assignment {
+    let sooner = known.stop.map_or(grace_seconds, |stop| stop.grace_seconds.min(grace_seconds));
+    // What the control plane has taken away for good stays away.
+    let fenced = fenced && known.stop.is_none_or(|stop| stop.fenced || !stop.removed);
+    known.stop = Some(StopOrder { grace_seconds: sooner, removed: true, fenced });
+    known
+}
+
 pub(crate) fn own_grace(pod: &Pod) -> u64 {
     let spec = pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
     spec.map_or(GRACE_SECONDS, |seconds| seconds.max(0).unsigned_abs())
@@ -258,8 +279,8 @@ impl Actor for SyncActor {
             let mut retry = Retry::default();
             loop {
                 let ended = tokio::select! {
-                    ended = session(&agent, &me, &mut retry) => ended,
-                    () = resync.notified() => {
+                    ended = session(&agent, &me, &mut retry, resync.round.load(Ordering::SeqCst)) => ended,
+                    () = resync.ended.notified() => {
                         retry.reset();
                         continue;
                     }
@@ -279,13 +300,14 @@ async fn session(
     agent: &Agent,
     me: &phalanx_actors::Ref<SyncActor>,
     retry: &mut Retry,
+    round: u64,
 ) -> Result<(), super::ControlPlaneError> {
     agent.control.register(agent.node_object()).await?;
     let mut assignments = agent.control.assignments().await?;
     while let Some(event) = assignments.recv().await {
         retry.reset();
         // Asked, not told: the next event waits in the bounded channel until this one is applied.
-        if me.ask(Assign(event)).await.is_err() {
+        if me.ask(Assign { round, event }).await.is_err() {
             break;
         }
     }
@@ -293,8 +315,10 @@ async fn session(
 }
 
 impl Handler<Assign> for SyncActor {
-    fn handle(&mut self, Assign(event): Assign, ctx: &mut Ctx<Self>) -> Reply<()> {
-        self.apply(event, ctx);
+    fn handle(&mut self, Assign { round, event }: Assign, ctx: &mut Ctx<Self>) -> Reply<()> {
+        if round == self.resync.round.load(Ordering::SeqCst) {
+            self.apply(event, ctx);
+        }
         ().into()
     }
 }
@@ -303,7 +327,7 @@ impl Handler<Gone> for SyncActor {
     fn handle(&mut self, Gone { uid }: Gone, ctx: &mut Ctx<Self>) -> Reply<()> {
         if let Some(known) = self.agent.assignments.find(&uid).filter(|known| known.stop.is_none()) {
             let grace = own_grace(&known.pod);
-            self.stop(known, grace, false, ctx);
+            self.stop(known, grace, ctx);
         }
         ().into()
     }
@@ -311,19 +335,32 @@ impl Handler<Gone> for SyncActor {
 
 impl Handler<Fence> for SyncActor {
     fn handle(&mut self, _: Fence, ctx: &mut Ctx<Self>) -> Reply<usize> {
-        self.lease_held = false;
+        (self.lease_held, self.trusted) = (false, false);
         let exclusive: Vec<Assignment> =
             self.agent.assignments.all().into_iter().filter(|known| is_exclusive(&known.pod)).collect();
         let count = exclusive.len();
-        self.fenced |= count > 0;
-        for known in exclusive {
-            let uid = known.uid().to_owned();
-            self.stop(known, 0, true, ctx);
-            // One that waits for the lease has no actor yet that could look for what an earlier agent left running.
-            if let Some(known) = self.agent.assignments.find(&uid) {
+        // All are told before anything is written: a slow disk must not give the last one time.
+        let stopped: Vec<Assignment> = exclusive
+            .into_iter()
+            .map(|known| {
+                let known = stopped(known, 0, true);
+                self.agent.assignments.stage(known.clone());
+                self.wake(&known, ctx);
+                // One that waits for the lease has no actor yet that could look for what an earlier agent left running.
                 self.launch(&known, ctx);
+                known
+            })
+            .collect();
+        let agent = self.agent.clone();
+        ctx.spawn(async move {
+            for known in stopped {
+                // Unless it is all gone by now, or something else was written.
+                if agent.assignments.find(known.uid()).as_ref() == Some(&known) {
+                    agent.assignments.put(known);
+                }
+                tokio::task::yield_now().await;
             }
-        }
+        });
         count.into()
     }
 }
@@ -333,10 +370,8 @@ impl Handler<Unfence> for SyncActor {
         if !self.lease_held {
             self.lease_held = true;
             // What was assigned before may be somebody else's by now: only what the control plane says from now on counts.
-            let waiting = self.agent.assignments.all().iter().any(|known| is_exclusive(&known.pod));
-            if std::mem::take(&mut self.fenced) || waiting {
-                self.resync.notify_one();
-            }
+            self.resync.round.fetch_add(1, Ordering::SeqCst);
+            self.resync.ended.notify_one();
         }
         ().into()
     }

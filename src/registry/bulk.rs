@@ -57,10 +57,22 @@ impl Registry {
 
     /// Replaces the status of many objects; the answers are in the order of `reports`. Equal ones are not written.
     pub async fn update_status_many(&self, kind: &Kind, reports: Vec<StatusReport>) -> Vec<Result<Object, Status>> {
+        self.update_status_many_while(kind, reports, || Ok(())).await
+    }
+
+    /// As [`Registry::update_status_many`], for as long as `still` agrees: it is asked before each write is computed, also when
+    /// that is computed anew since somebody else's came first.
+    pub async fn update_status_many_while(
+        &self,
+        kind: &Kind,
+        reports: Vec<StatusReport>,
+        still: impl Fn() -> Result<(), Status> + Send + Sync,
+    ) -> Vec<Result<Object, Status>> {
         let items: Vec<_> = reports.iter().map(|r| Item { namespace: &r.namespace, name: &r.name }).collect();
         let now = Timestamp::now();
         self.write_many(kind, &items, |at, object| {
             let report = &reports[at];
+            still()?;
             same_uid(kind, object, &report.uid)?;
             let mut next = object.clone();
             meta::child_mut(&mut next, "metadata");

@@ -156,6 +156,12 @@ impl ReplicatedStore {
         Ok(ReplicatedStore { inner })
     }
 
+    /// Whether this server is in office and its quorum has answered lately, now and not as of the last change: what only the
+    /// leader may do without asking anybody depends on it.
+    pub fn is_heard(&self) -> bool {
+        self.inner.leadership_now().is_self
+    }
+
     /// Make a new cluster of this one server. Harmless when it already belongs to one.
     pub async fn bootstrap(&self) -> Result<(), StoreError> {
         let members = BTreeMap::from([(self.inner.me.id, self.inner.me.clone())]);

@@ -35,6 +35,8 @@ const WRITE_TRIES: usize = 8;
 const EVENT_REPEATS_MAX: u32 = 16;
 /// How long an agent waits for its stream before it asks again.
 const OPEN_DEADLINE: Duration = Duration::from_secs(10);
+/// What kubectl shows as the role of a server's node.
+pub const SERVER_LABEL: &str = "node-role.kubernetes.io/control-plane";
 const NOT_LEADER: &str = "this server does not lead";
 
 /// What serves sessions during one term.
@@ -44,6 +46,10 @@ pub struct Desk {
     pub recorder: Recorder,
     pub assignments: Assignments,
     pub standings: Standings,
+    /// Raft's term.
+    pub term: u64,
+    /// Whether a node is a server.
+    pub is_server: Arc<dyn Fn(&str) -> bool + Send + Sync>,
 }
 
 /// Serves the sessions of all agents while it is open.
@@ -177,6 +183,17 @@ impl Desk {
 
     async fn register(&self, name: &str, mut wanted: Node) -> Result<(), Status> {
         wanted.metadata.name = Some(name.to_owned());
+        let is_server = (self.is_server)(name);
+        if let Some(labels) = &mut wanted.metadata.labels {
+            // Kubernetes' NodeRestriction: pods go by these labels, so no node may give them to itself.
+            labels.retain(|label, _| match label.split_once('/').map(|(prefix, _)| prefix) {
+                Some("node-role.kubernetes.io") => is_server && label == SERVER_LABEL,
+                Some(prefix) => {
+                    prefix != "node-restriction.kubernetes.io" && !prefix.ends_with(".node-restriction.kubernetes.io")
+                }
+                None => true,
+            });
+        }
         let nodes: Api<Node> = self.registry.api();
         for _ in 0..WRITE_TRIES {
             let known = match nodes.get(None, name).await {
@@ -224,7 +241,7 @@ impl Desk {
         let (mut written, mut places) = (Vec::new(), Vec::new());
         for (place, report) in reports.into_iter().enumerate() {
             // The index may be behind; the newest state has the last word.
-            if !own.contains(&report.uid) && !self.runs(node, &report).await? {
+            if !own.contains(&report.uid) && !self.runs(node, &report.namespace, &report.name, &report.uid).await? {
                 outcomes[place] = ReportOutcome::Gone;
                 continue;
             }
@@ -232,21 +249,35 @@ impl Desk {
             written.push(StatusReport { namespace: report.namespace, name: report.name, uid: report.uid, status });
             places.push(place);
         }
-        let results = self.registry.update_status_many(&kind, written).await;
-        for (place, result) in places.into_iter().zip(results) {
+        let results = self.registry.update_status_many_while(&kind, written.clone(), || self.leads()).await;
+        for ((place, result), report) in places.into_iter().zip(results).zip(written) {
             match result {
                 Ok(_) => {}
-                // No such pod, or another of the same name.
-                Err(status) if matches!(status.http_code(), 404 | 409) => outcomes[place] = ReportOutcome::Gone,
+                // No such pod, another of the same name, or too many who write to it.
+                Err(status) if matches!(status.http_code(), 404 | 409) => {
+                    if self.runs(node, &report.namespace, &report.name, &report.uid).await? {
+                        return Err(status);
+                    }
+                    outcomes[place] = ReportOutcome::Gone;
+                }
                 Err(status) => return Err(status),
             }
         }
         Ok(outcomes)
     }
 
-    async fn runs(&self, node: &str, report: &PodReport) -> Result<bool, Status> {
-        match self.registry.api::<Pod>().get(Some(&report.namespace), &report.name).await {
-            Ok(pod) => Ok(pod.metadata.uid.as_deref() == Some(&report.uid) && is_on(&pod, node)),
+    /// A report that was taken in this term must not be written in a later one, over newer ones of the same agent.
+    fn leads(&self) -> Result<(), Status> {
+        let office = self.registry.store().leadership().borrow().clone();
+        match office.in_office && office.term == self.term {
+            true => Ok(()),
+            false => Err(Status::service_unavailable(NOT_LEADER, 0)),
+        }
+    }
+
+    async fn runs(&self, node: &str, namespace: &str, name: &str, uid: &str) -> Result<bool, Status> {
+        match self.registry.api::<Pod>().get(Some(namespace), name).await {
+            Ok(pod) => Ok(pod.metadata.uid.as_deref() == Some(uid) && is_on(&pod, node)),
             Err(status) if status.http_code() == 404 => Ok(false),
             Err(status) => Err(status),
         }
