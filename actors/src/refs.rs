@@ -80,11 +80,13 @@ impl<A: Actor> Ref<A> {
         Ok(())
     }
 
-    /// As [`Ref::tell`], but waits while the mailbox is full.
+    /// As [`Ref::tell`], but waits while the mailbox is full. A task that sends without end gives its thread back now and then, also
+    /// when there is always room: it takes part in tokio's cooperative budget.
     pub async fn send<M: Message>(&self, message: M) -> Result<(), SendError>
     where
         A: Handler<M>,
     {
+        tokio::task::coop::consume_budget().await;
         self.0.pid.reserve_when_free().await?;
         self.put(message, None);
         Ok(())
