@@ -44,6 +44,7 @@ mod ctx;
 mod error;
 mod exit;
 mod inspect;
+mod mailbox;
 mod panic;
 mod pid;
 mod refs;
@@ -61,7 +62,7 @@ pub use inspect::{ActorInfo, ArbiterInfo, Kind, State, TREE_EVENTS, TreeEvent};
 pub use pid::{MonitorRef, Pid};
 pub use refs::{Named, Ref};
 pub use spec::{
-    Backoff, ChildSpec, MAILBOX_MESSAGES, Placement, RESTART_INTENSITY, RESTART_PERIOD_MS, Restart, Shutdown, Strategy,
+    Backoff, ChildSpec, MAILBOX_MAX_MESSAGES, MAILBOX_MESSAGES, Overflow, Placement, RESTART_INTENSITY, RESTART_PERIOD_MS, Restart, Shutdown, Strategy,
     SupervisorSpec, WORKER_SHUTDOWN_MS,
 };
 pub use supervisor::{ChildCount, ChildInfo, SupervisorRef};
