@@ -139,7 +139,9 @@ struct Letters<A: Actor> {
 
 /// What came of putting a letter into a ring.
 pub(crate) enum Put<A: Actor> {
-    Done { pull: bool },
+    Done {
+        pull: bool,
+    },
     /// The oldest had to go for it.
     Instead(Box<dyn Letter<A>>),
     /// The incarnation has ended.

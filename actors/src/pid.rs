@@ -13,9 +13,9 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use tokio::sync::{Notify, oneshot};
 
@@ -449,7 +449,10 @@ impl Pid {
     /// The incarnation has ended. A ring that is not kept is emptied.
     pub(crate) fn drop_backlog_unless_kept(&self) {
         let mailbox = self.mailbox();
-        if mailbox.has_ring() && !mailbox.keep && let Some(backlog) = self.take_backlog() {
+        if mailbox.has_ring()
+            && !mailbox.keep
+            && let Some(backlog) = self.take_backlog()
+        {
             self.count_dropped(backlog.abandon(None) as u64);
         }
     }
