@@ -131,7 +131,7 @@ pub(crate) struct Ring<A: Actor>(Mutex<Letters<A>>);
 
 struct Letters<A: Actor> {
     queue: VecDeque<Box<dyn Letter<A>>>,
-    /// The number of the incarnation that takes messages. References to earlier ones put nothing in any more.
+    /// The number of the incarnation that takes messages; `None` between two. References to earlier ones put nothing in any more.
     owner: Option<u64>,
     /// A [`Pull`] is on its way, or at work.
     pulled: bool,
@@ -174,6 +174,8 @@ impl<A: Actor> Ring<A> {
             && let Some(oldest) = letters.queue.pop_front()
         {
             letters.queue.push_back(letter);
+            // Under the lock: once the ring is closed, the counts of this incarnation are final.
+            pid.count_dropped(1);
             return Put::Instead(oldest);
         }
         if max.is_some() {
@@ -212,6 +214,8 @@ impl<A: Actor> EnvelopeProxy<Host<A>> for Pull {
 
 /// A ring whose actor's type is not known: what a pid and a supervisor hold of it.
 pub(crate) trait Backlog: Send + Sync {
+    /// Takes no more messages, and keeps those that wait.
+    fn close(&self);
     /// Takes no more messages and drops those that wait. Whoever asked learns the exit, if it is known; else by the exit of the pid.
     /// Returns how many were dropped.
     fn abandon(&self, exit: Option<&Exit>) -> usize;
@@ -219,6 +223,10 @@ pub(crate) trait Backlog: Send + Sync {
 }
 
 impl<A: Actor> Backlog for Ring<A> {
+    fn close(&self) {
+        self.0.lock().owner = None;
+    }
+
     fn abandon(&self, exit: Option<&Exit>) -> usize {
         let queue = {
             let mut letters = self.0.lock();

@@ -446,13 +446,14 @@ impl Pid {
         self.0.control.lock().ties.as_mut()?.backlog.take()
     }
 
-    /// The incarnation has ended. A ring that is not kept is emptied.
-    pub(crate) fn drop_backlog_unless_kept(&self) {
+    /// The incarnation has ended, its counts are final. A ring that is not kept is emptied.
+    pub(crate) fn close_backlog(&self) {
         let mailbox = self.mailbox();
-        if mailbox.has_ring()
-            && !mailbox.keep
-            && let Some(backlog) = self.take_backlog()
-        {
+        if mailbox.keep {
+            if let Some(backlog) = self.backlog() {
+                backlog.close();
+            }
+        } else if let Some(backlog) = self.take_backlog() {
             self.count_dropped(backlog.abandon(None) as u64);
         }
     }

@@ -66,7 +66,6 @@ impl<A: Actor> Inbox<A> {
                 }
             }
             Put::Instead(mut oldest) => {
-                self.pid.count_dropped(1);
                 oldest.refuse(AskError::Dropped);
                 drop_foreign(oldest);
             }

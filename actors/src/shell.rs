@@ -94,7 +94,7 @@ impl ExitGuard {
             return;
         }
         self.pid.set_ending();
-        self.pid.drop_backlog_unless_kept();
+        self.pid.close_backlog();
         if exit.is_abnormal() && exit != Exit::Killed {
             let dropped = self.pid.dropped();
             tracing::warn!(path = self.pid.path(), pid = self.pid.id(), %exit, dropped, "actor exited");
@@ -434,7 +434,7 @@ impl<A: Actor> Shell<A> {
             drop_guarded(engine.actor.take());
             drop_guarded(engine);
             drop_guarded(mailbox);
-            self.pid.drop_backlog_unless_kept();
+            self.pid.close_backlog();
             // Kept here: on this thread others have their turn before this one has ended.
             self.dropped = take_drop_panic().map(Box::new);
         }
