@@ -177,12 +177,16 @@ impl Link {
         self.control.close();
         self.tells.close();
         if let Some(held) = self.monitors.lock().take() {
-            for sender in held.into_values() {
+            // In the order in which they were set.
+            let mut held: Vec<_> = held.into_iter().collect();
+            held.sort_unstable_by_key(|(id, _)| *id);
+            for (_, sender) in held {
                 let _ = sender.send(Exit::NoConnection);
             }
         }
-        let watched = std::mem::take(&mut *self.watched.lock());
-        for (path, watch) in watched.into_values() {
+        let mut watched: Vec<_> = std::mem::take(&mut *self.watched.lock()).into_values().collect();
+        watched.sort_unstable_by_key(|(_, watch)| *watch);
+        for (path, watch) in watched {
             registry.unwatch(&path, watch);
         }
     }
@@ -465,6 +469,7 @@ async fn serve_ask(c: &Context, frame: &Frame, mut send: Resetting) -> Result<()
     let body = frame.payload.slice_ref(ask.body);
     let answer = c.node.answer(c.link.peer.clone(), &ask, body);
     let (status, body) = tokio::select! {
+        biased;
         answer = answer => answer,
         // The asker is gone, with its node or without: nobody wants the answer, so the handler's future is dropped.
         _ = given_up => return Ok(()),
