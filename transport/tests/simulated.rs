@@ -73,7 +73,7 @@ fn boot(node: &Node) {
         async move { sent.map(|()| n).map_err(|e| e.to_string()) }
     });
     let noter = node.clone();
-    tokio::task::spawn_local(async move {
+    node.spawn(async move {
         while let Some((peer, n)) = told.recv().await {
             noter.note(format_args!("told {n} by {}/{}", peer.node, peer.incarnation));
         }
@@ -313,8 +313,9 @@ fn actors_of_a_simulated_node_are_asked_and_monitored_from_another() {
     let mut stage = Stage::new(17, ms(1)..=ms(5));
     stage.node("a", |node| node.transport.set_peer("b", addr("b")));
     stage.node("b", |node| {
+        let host = node.clone();
         let node = node.clone();
-        tokio::task::spawn_local(async move {
+        host.spawn(async move {
             let system = System::builder("b").local().build().expect("starts");
             let sum = ChildSpec::actor("sum", || Sum(0)).restart(Restart::Permanent);
             let top = SupervisorSpec::new("top", Strategy::OneForOne).child(sum);

@@ -38,7 +38,13 @@ pub struct Stage {
     authority: Authority,
     configure: Configure,
     history: History,
-    jobs: BTreeMap<String, mpsc::UnboundedSender<Job>>,
+    nodes: BTreeMap<String, Host>,
+}
+
+/// What the script has of one node.
+struct Host {
+    jobs: mpsc::UnboundedSender<Job>,
+    boots: Rc<Cell<u64>>,
 }
 
 /// One boot of a node, in the hands of what runs on its host.
@@ -47,6 +53,7 @@ pub struct Node {
     /// Its transport. Must not leave the host.
     pub transport: Transport,
     history: History,
+    spawned: mpsc::UnboundedSender<Act>,
 }
 
 /// What everybody saw, in the order of time.
@@ -75,7 +82,7 @@ impl Stage {
             .build();
         let history = History::default();
         let authority = Authority::new("test");
-        Self { sim, seed, authority, configure: Rc::new(|_| {}), history, jobs: BTreeMap::new() }
+        Self { sim, seed, authority, configure: Rc::new(|_| {}), history, nodes: BTreeMap::new() }
     }
 
     /// Changes the configuration of transports that are started from now on.
@@ -86,10 +93,11 @@ impl Stage {
     /// Adds a node. Each boot has the next incarnation, from 1; `setup` runs at each, before anything else on the node.
     pub fn node(&mut self, name: &str, setup: impl Fn(&Node) + 'static) {
         let (jobs, taken) = mpsc::unbounded_channel();
-        self.jobs.insert(name.into(), jobs);
+        let boots = Rc::new(Cell::new(0));
+        self.nodes.insert(name.into(), Host { jobs, boots: boots.clone() });
         // The jobs of one boot wait for the next if it ends first.
         let taken = Rc::new(tokio::sync::Mutex::new(taken));
-        let (boots, setup) = (Rc::new(Cell::new(0)), Rc::new(setup));
+        let setup = Rc::new(setup);
         let (authority, configure, history) = (self.authority.clone(), self.configure.clone(), self.history.clone());
         let (seed, host) = (self.seed, name.to_owned());
         self.sim.host(name, move || {
@@ -98,10 +106,11 @@ impl Stage {
             configure(&mut config);
             let (taken, setup, history) = (taken.clone(), setup.clone(), history.clone());
             async move {
-                let node = Node { transport: Transport::start(config)?, history };
+                let (spawned, acts) = mpsc::unbounded_channel();
+                let node = Node { transport: Transport::start(config)?, history, spawned };
                 let mut events = node.transport.events();
                 let observer = node.clone();
-                tokio::task::spawn_local(async move {
+                node.spawn(async move {
                     loop {
                         match events.recv().await {
                             Ok(event) => observer.note(describe(&event)),
@@ -111,7 +120,7 @@ impl Stage {
                     }
                 });
                 setup(&node);
-                perform(node, &mut *taken.lock().await).await;
+                perform(node, &mut *taken.lock().await, acts).await;
                 Ok(())
             }
         });
@@ -133,7 +142,7 @@ impl Stage {
             })
         });
         // The receiver lives as long as the simulation.
-        let _ = self.jobs.get(node).unwrap_or_else(|| panic!("no node {node}")).send(job);
+        let _ = self.host(node).jobs.send(job);
         Started(outcome)
     }
 
@@ -183,10 +192,19 @@ impl Stage {
         }
     }
 
+    fn host(&self, node: &str) -> &Host {
+        self.nodes.get(node).unwrap_or_else(|| panic!("no node {node}"))
+    }
+
     fn step(&mut self) {
         if let Err(error) = self.sim.step() {
             panic!("{error}; seed {}, history:\n{}", self.seed, self.history());
         }
+    }
+
+    /// How often the node was booted: the incarnation of the last boot.
+    pub fn boots(&self, node: &str) -> u64 {
+        self.host(node).boots.get()
     }
 
     /// The node is gone as by a power cut: nothing on it runs on, no packet leaves it.
@@ -248,11 +266,17 @@ impl Stage {
 
 impl std::fmt::Debug for Stage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Stage(seed {}, {:?}, {:?})", self.seed, self.jobs.keys(), self.elapsed())
+        write!(f, "Stage(seed {}, {:?}, {:?})", self.seed, self.nodes.keys(), self.elapsed())
     }
 }
 
 impl Node {
+    /// Runs something on the node's host for as long as this boot of it lives. A panic in it fails the script.
+    pub fn spawn(&self, act: impl Future<Output = ()> + 'static) {
+        // Fails only when the boot has ended.
+        let _ = self.spawned.send(Box::pin(act));
+    }
+
     /// Notes a line in the history, with the virtual time and this node's name and incarnation.
     pub fn note(&self, what: impl Display) {
         let now = turmoil::sim_elapsed().unwrap_or_default();
@@ -273,8 +297,8 @@ impl History {
     }
 }
 
-/// Runs a boot's jobs, side by side, for as long as the host runs. A job's panic is the host's.
-async fn perform(node: Node, jobs: &mut mpsc::UnboundedReceiver<Job>) {
+/// Runs a boot's jobs and what it spawns, side by side, for as long as the host runs. A panic of any is the host's.
+async fn perform(node: Node, jobs: &mut mpsc::UnboundedReceiver<Job>, mut acts: mpsc::UnboundedReceiver<Act>) {
     let mut running = JoinSet::new();
     loop {
         tokio::select! {
@@ -285,6 +309,9 @@ async fn perform(node: Node, jobs: &mut mpsc::UnboundedReceiver<Job>) {
                 {
                     std::panic::resume_unwind(error.into_panic());
                 }
+            }
+            Some(act) = acts.recv() => {
+                running.spawn_local(act);
             }
             job = jobs.recv() => match job {
                 Some(job) => {
