@@ -3,8 +3,9 @@
 
 use std::time::Duration;
 
+use futures::FutureExt;
 use phalanx_actors::{Actor, ChildSpec, Ctx, Exit, Handler, Message, Reply, Restart, Strategy, SupervisorSpec, System};
-use phalanx_transport::{Remote, SendError, Target};
+use phalanx_transport::{PeerEvent, Remote, SendError, Target};
 use phalanx_transport_sim::{Node, Stage, addr};
 use serde::{Deserialize, Serialize};
 
@@ -279,6 +280,73 @@ fn loss_reordering_and_doubled_packets_cost_time_and_nothing_else() {
     assert_eq!(told, (0..500).collect::<Vec<_>>());
     let answered = history.lines().filter(|line| line.contains("asked b") && line.contains("Ok(")).count();
     assert_eq!(answered, 25, "{history}");
+}
+
+#[test]
+fn what_was_told_on_a_lost_connection_never_comes_after_what_was_told_on_the_next() {
+    let mut stage = Stage::new(18, ms(1)..=ms(5));
+    stage.configure(|config| config.limits.inbox_messages = 2);
+    stage.node("a", |node| node.transport.set_peer("b", addr("b")));
+    stage.node("b", |node| {
+        let told = node.clone();
+        let (sender, mut numbers) = tokio::sync::mpsc::unbounded_channel();
+        node.transport.serve::<Number, _, _>("slow", move |_, Number(n)| {
+            let sender = sender.clone();
+            async move {
+                tokio::time::sleep(ms(20)).await;
+                sender.send(n).map_err(|e| e.to_string()).map(|()| n)
+            }
+        });
+        node.spawn(async move {
+            while let Some(n) = numbers.recv().await {
+                told.note(format_args!("told {n}"));
+            }
+        });
+    });
+    let up = stage.until_noted(0, "a/1: up b/1");
+    let tell = |numbers: std::ops::Range<u64>| {
+        move |node: Node| async move {
+            numbers.for_each(|n| node.transport.tell("b", "slow", &Number(n)).expect("room"));
+        }
+    };
+    // Six seconds of work, which the receiver has soon; then the sender hears nothing any more, and the receiver all.
+    stage.run("a", tell(0..300));
+    stage.until_noted(up, "told 0");
+    stage.cut("b", "a");
+    let down = stage.until_noted(up, "a/1: down b/1");
+    stage.repair("a", "b");
+    stage.until_noted(down, "a/1: up b/1");
+    stage.run("a", tell(1_000..1_100));
+    stage.until_noted(down, "told 1099");
+    stage.pass(ms(7_000));
+    let history = stage.history();
+    let told: Vec<u64> = history.lines().filter_map(|line| line.split_once("told ")?.1.parse().ok()).collect();
+    assert!(told.is_sorted(), "{told:?}");
+    // All of the second connection, and the beginning of the first.
+    let lost = told.iter().position(|n| *n >= 1_000).expect("the second connection's");
+    assert!((1..300).contains(&lost), "{told:?}");
+    assert_eq!(told[..lost], (0..lost as u64).collect::<Vec<_>>());
+    assert_eq!(told[lost..], (1_000..1_100).collect::<Vec<_>>());
+}
+
+#[test]
+fn every_monitor_has_fired_when_the_down_is_seen() {
+    let mut stage = Stage::new(19, ms(1)..=ms(5));
+    stage.node("a", |node| node.transport.set_peer("b", addr("b")));
+    stage.node("b", |node| node.transport.serve::<Number, _, _>("p", |_, Number(n)| async move { Ok(n) }));
+    let up = stage.until_noted(0, "a/1: up b/1");
+    let fired = stage.start("a", |node| async move {
+        let mut events = node.transport.events();
+        let monitors: Vec<_> = (0..100).map(|_| node.transport.monitor("b", "p")).collect();
+        while !matches!(events.recv().await, Ok(PeerEvent::Down { .. })) {}
+        // Not polled before: they are ready at once, or not at all.
+        monitors.into_iter().filter_map(|monitor| monitor.now_or_never()).map(|down| down.reason).collect::<Vec<_>>()
+    });
+    stage.pass(ms(200));
+    stage.crash("b");
+    stage.until_noted(up, "a/1: down b/1");
+    stage.pass(ms(1));
+    assert_eq!(fired.take(), Some(vec![Exit::NoConnection; 100]));
 }
 
 #[test]
