@@ -64,6 +64,13 @@ fn what_was_told_on_a_connection_that_lasts_is_handled(records: &Records, broken
     }
 }
 
+/// Whether something that will be handled has not been yet.
+pub fn is_backlogged(records: &Records) -> bool {
+    by_connection(records).any(|(flow, connection, taken, handled)| {
+        lasts(records, &flow.from, &flow.to, connection) && taken.len() != handled.len()
+    })
+}
+
 /// What a sender was told not to be sent is never handled.
 fn what_was_refused_is_never_handled(records: &Records, broken: &mut Vec<String>) {
     for (flow, told) in &records.told {

@@ -27,6 +27,9 @@ const MORTAL: &str = "mortal";
 /// A path that is never served.
 const NOTHING: &str = "nothing";
 
+/// Tells of a burst.
+const BURST_TELLS: usize = 60;
+
 /// An ask whose handler takes so long is never answered.
 const NEVER_MS: u64 = 1_000_000;
 
@@ -219,7 +222,7 @@ impl Task {
                 let lane = if told.control { Lane::Control } else { Lane::Tells };
                 let flow = Flow { from: told.from, to: own.0.clone(), lane, path: told.path };
                 records.told.entry(flow).or_default().push((told.number, own.clone()));
-                let takes_ms = if records.slow && path == PATHS[1] { told.number as u64 * 5 % 13 } else { 0 };
+                let takes_ms = if records.slow && path == PATHS[1] { told.number as u64 * 5 % 8 } else { 0 };
                 async move {
                     if takes_ms > 0 {
                         sleep(ms(takes_ms)).await;
@@ -311,10 +314,13 @@ impl Task {
     async fn tell(self, mut random: StdRng) {
         while !self.is_quiet() {
             sleep(ms(random.random_range(1..30))).await;
-            for _ in 0..random.random_range(1..12) {
-                let to = self.other(&mut random);
-                let path = PATHS[random.random_range(0..2)];
-                let control = random.random_bool(0.4);
+            // Now and then a burst to one receiver, which a slow one has before it for long.
+            let burst = random.random_bool(0.02).then(|| self.other(&mut random));
+            let count = if burst.is_some() { BURST_TELLS } else { random.random_range(1..12) };
+            for _ in 0..count {
+                let to = burst.unwrap_or_else(|| self.other(&mut random));
+                let path = if burst.is_some() { PATHS[1] } else { PATHS[random.random_range(0..2)] };
+                let control = burst.is_none() && random.random_bool(0.4);
                 let lane = if control { Lane::Control } else { Lane::Tells };
                 let (connection, _) = self.links.borrow_mut().count(to);
                 let flow = Flow { from: self.boot.clone(), to: to.into(), lane, path: path.into() };
