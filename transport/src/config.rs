@@ -3,10 +3,14 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{
+    pki_types::{CertificateDer, PrivateKeyDer},
+    time_provider::{DefaultTimeProvider, TimeProvider},
+};
 use tokio::runtime::Handle;
 
 use crate::{
+    credentials::Revoked,
     event::NodeName,
     frame::MAX_FRAME_BYTES,
     network::{Network, UdpNetwork},
@@ -63,6 +67,10 @@ pub struct TransportConfig {
     pub driver: Option<Handle>,
     /// Where packets go: UDP, or a simulated network.
     pub network: Arc<dyn Network>,
+    /// Who is not let in, from the start; see [`Transport::set_revoked`](crate::Transport::set_revoked).
+    pub revoked: Revoked,
+    /// The wall clock that certificates are held against. A simulation gives its own.
+    pub clock: Arc<dyn TimeProvider>,
 }
 
 impl TransportConfig {
@@ -87,6 +95,8 @@ impl TransportConfig {
             handlers: None,
             driver: None,
             network: Arc::new(UdpNetwork),
+            revoked: Revoked::default(),
+            clock: Arc::new(DefaultTimeProvider),
         }
     }
 }
@@ -166,6 +176,9 @@ pub struct Timings {
     pub inbox_wait_ms: u64,
     /// `close` waits this long for what was already told to be written out.
     pub close_flush_ms: u64,
+    /// Certificates, the peers' and our own, are held against the wall clock this often: one that has expired costs its
+    /// connection at most so much later.
+    pub certificate_check_ms: u64,
 }
 
 impl Default for Timings {
@@ -179,6 +192,7 @@ impl Default for Timings {
             open_stream_ms: 10_000,
             inbox_wait_ms: 1_000,
             close_flush_ms: 500,
+            certificate_check_ms: 5_000,
         }
     }
 }

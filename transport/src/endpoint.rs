@@ -27,6 +27,7 @@ use tokio::{
 use crate::{
     backoff::Backoff,
     config::{Limits, Timings},
+    credentials::Credentials,
     event::{LossReason, NodeName, Peer, PeerEvent, Refusal},
     fault::FaultTable,
     frame::{Ask, Frame, FrameError, Kind, MAX_HELLO_BYTES, PROTOCOL_VERSION, Reply, encode, status},
@@ -35,7 +36,7 @@ use crate::{
     link::{self, CloseCode, Link, ReadFrameError, read_frame},
     peer::{PeerSlot, SlotState, Trouble},
     registry::{Call, Failure, Outcome, Registry},
-    tls::{Tls, node_of, server_name},
+    tls::{Side, Tls, node_of, server_name},
 };
 
 /// A link that lived so long was a success: the next dial starts with the shortest pause.
@@ -65,7 +66,7 @@ pub(crate) struct Node {
     pub(crate) driver: Handle,
     pub(crate) handlers: Handle,
     pub(crate) endpoint: Endpoint,
-    pub(crate) tls: Mutex<Arc<Tls>>,
+    pub(crate) credentials: Credentials,
     pub(crate) quic: Arc<quinn::TransportConfig>,
     pub(crate) faults: Arc<FaultTable>,
     pub(crate) registry: Registry,
@@ -95,7 +96,7 @@ pub(crate) struct Parts {
     pub(crate) driver: Handle,
     pub(crate) handlers: Handle,
     pub(crate) endpoint: Endpoint,
-    pub(crate) tls: Arc<Tls>,
+    pub(crate) credentials: Credentials,
     pub(crate) quic: Arc<quinn::TransportConfig>,
     pub(crate) faults: Arc<FaultTable>,
     pub(crate) events: broadcast::Sender<PeerEvent>,
@@ -109,7 +110,7 @@ impl Node {
             driver: parts.driver,
             handlers: parts.handlers,
             endpoint: parts.endpoint,
-            tls: Mutex::new(parts.tls),
+            credentials: parts.credentials,
             quic: parts.quic,
             faults: parts.faults,
             registry: Registry::default(),
@@ -245,9 +246,14 @@ impl Node {
     }
 
     fn client_config(&self) -> quinn::ClientConfig {
-        let mut config = quinn::ClientConfig::new(self.tls.lock().client.clone());
+        let mut config = quinn::ClientConfig::new(self.credentials.tls().client.clone());
         config.transport_config(self.quic.clone());
         config
+    }
+
+    /// Whether a connection may be with the node of this slot; asked under its lock before the link is put in place.
+    fn admit(&self, slot: &PeerSlot, conn: &Connection, side: Side) -> Result<(), Refusal> {
+        self.credentials.admit(&self.me.cluster, &slot.name, &presented(conn), side)
     }
 
     pub(crate) fn server_config(&self, tls: &Tls) -> quinn::ServerConfig {
@@ -298,7 +304,7 @@ pub(crate) fn encode_datagram(path: &str, body: &[u8]) -> Option<Bytes> {
     Some(datagram.into())
 }
 
-fn parse_datagram(datagram: &Bytes) -> Option<(&str, Bytes)> {
+pub(crate) fn parse_datagram(datagram: &Bytes) -> Option<(&str, Bytes)> {
     let (head, rest) = datagram.split_first_chunk::<3>()?;
     let [PROTOCOL_VERSION, high, low] = *head else {
         return None;
@@ -372,7 +378,8 @@ async fn welcome(node: &Arc<Node>, conn: &Connection) -> Result<(), (Option<Stri
         conn.close(VarInt::from_u32(CloseCode::Refused as u32), b"");
         return Err(named(None));
     }
-    let (send, mut recv) = conn.accept_bi().await.map_err(|_| named(None))?;
+    // A dialer that has found something wrong with us says so in place of its hello.
+    let (send, mut recv) = conn.accept_bi().await.map_err(|error| named(refusal_by_peer(&error)))?;
     let hello: Hello = read_hello(&mut recv, Kind::Hello).await.map_err(&named)?;
     if name == *node.me.node {
         let refusal = Refusal::Name { expected: format!("another node than {name}"), claimed: name.clone() };
@@ -386,6 +393,7 @@ async fn welcome(node: &Arc<Node>, conn: &Connection) -> Result<(), (Option<Stri
         }
         match node.me.judge_hello(&name, &hello, slot.view(&state)) {
             Verdict::Accept(welcome) => {
+                node.admit(&slot, conn, Side::Dialer).map_err(|refusal| named(Some(refusal)))?;
                 let link =
                     new_link(node, &slot, hello.incarnation, Origin { dialed_by_us: false, dial: hello.dial }, conn);
                 // The first frame that goes out on this connection, before anything that is told to it.
@@ -412,14 +420,19 @@ fn new_link(node: &Node, slot: &PeerSlot, incarnation: u64, origin: Origin, conn
     node.faults.see(&slot.name, conn.remote_address());
     let peer = Peer { node: slot.name.clone(), incarnation };
     tracing::info!(node = %slot.name, incarnation, "connected to {}", slot.name);
-    Arc::new(Link::new(peer, origin, conn.clone(), &node.limits))
+    Arc::new(Link::new(peer, origin, conn.clone(), &node.limits, node.credentials.now_secs()))
+}
+
+/// The certificates that the other side has presented in the handshake, leaf first.
+pub(crate) fn presented(conn: &Connection) -> Vec<CertificateDer<'static>> {
+    conn.peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .map(|chain| *chain)
+        .unwrap_or_default()
 }
 
 fn certified_name(conn: &Connection, cluster: &str) -> Result<String, Refusal> {
-    let chain = conn
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-        .unwrap_or_default();
+    let chain = presented(conn);
     let leaf = chain.first().ok_or_else(|| Refusal::Tls("no certificate presented".into()))?;
     node_of(leaf, cluster)
 }
@@ -526,6 +539,7 @@ enum DialFailure {
 
 /// One dial, from the first packet to the link.
 async fn dial(node: &Arc<Node>, slot: &Arc<PeerSlot>, addr: SocketAddr) -> Result<(), DialFailure> {
+    node.credentials.check_name(&slot.name).map_err(DialFailure::Refused)?;
     let dial = node.next_dial.fetch_add(1, Ordering::Relaxed);
     let within = Duration::from_millis(node.timings.connect_timeout_ms);
     let dialed = timeout(within, say_hello(node, slot, addr, dial)).await;
@@ -544,6 +558,8 @@ async fn say_hello(node: &Arc<Node>, slot: &Arc<PeerSlot>, addr: SocketAddr, dia
         .connect_with(node.client_config(), addr, &name)
         .map_err(|e| DialFailure::Unreachable(e.to_string()))?;
     let conn = connecting.await.map_err(|e| dial_failure(&e))?;
+    // Before the hello, so that a peer that is not let in is never up on its side.
+    admit_acceptor(node, slot, &conn)?;
     let lost = |conn: &Connection| match conn.close_reason() {
         Some(error) => dial_failure(&error),
         None => DialFailure::Unreachable("the hello's stream was broken off".into()),
@@ -576,12 +592,28 @@ async fn say_hello(node: &Arc<Node>, slot: &Arc<PeerSlot>, addr: SocketAddr, dia
             conn.close(VarInt::from_u32(CloseCode::Refused as u32), refusal.to_string().as_bytes());
             return Err(DialFailure::Refused(refusal));
         }
+        admit_acceptor(node, slot, &conn)?;
         let link = new_link(node, slot, welcome.incarnation, Origin { dialed_by_us: true, dial }, &conn);
         slot.install(&mut state, link.clone(), &node.registry, &node.events);
         link
     };
     node.driver.spawn(link::run(node.clone(), slot.clone(), link, send, recv));
     Ok(())
+}
+
+fn admit_acceptor(node: &Node, slot: &PeerSlot, conn: &Connection) -> Result<(), DialFailure> {
+    node.admit(slot, conn, Side::Acceptor).map_err(|refusal| {
+        conn.close(VarInt::from_u32(CloseCode::Refused as u32), refusal.to_string().as_bytes());
+        DialFailure::Refused(refusal)
+    })
+}
+
+/// What the other side has against us, if that is why the connection is closed.
+fn refusal_by_peer(error: &ConnectionError) -> Option<Refusal> {
+    match dial_failure(error) {
+        DialFailure::Refused(refusal @ Refusal::ByPeer(_)) => Some(refusal),
+        _ => None,
+    }
 }
 
 fn dial_failure(error: &ConnectionError) -> DialFailure {

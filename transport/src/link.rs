@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -14,6 +14,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use phalanx_actors::Exit;
 use quinn::{Connection, ConnectionError, ReadError, VarInt};
+use rustls::pki_types::CertificateDer;
 use tokio::{
     sync::{Semaphore, oneshot},
     task::JoinSet,
@@ -21,7 +22,8 @@ use tokio::{
 
 use crate::{
     config::Limits,
-    endpoint::Node,
+    credentials::check_again_secs,
+    endpoint::{Node, presented},
     event::{LossReason, Peer},
     frame::{
         Ask, Decoder, Frame, FrameError, HEADER_BYTES, Header, Kind, MonitorPath, Open, Reply, Tell, encode, status,
@@ -33,6 +35,7 @@ use crate::{
     peer::{Counters, PeerSlot},
     registry::{Call, Failure},
     stream::{self, Resetting},
+    tls::Side,
 };
 
 /// Stream priorities: exits and leases before messages, messages before bodies.
@@ -91,6 +94,12 @@ pub(crate) struct Link {
     watched: Mutex<HashMap<u64, (Arc<str>, u64)>>,
     /// Why we closed it.
     cause: Mutex<Option<LossReason>>,
+    /// Closed because its peer is not let in any more: nothing that it sent is begun to be handled.
+    cast_out: AtomicBool,
+    /// The certificate that the peer has proven last, leaf first.
+    certificate: Mutex<Arc<[CertificateDer<'static>]>>,
+    /// When the clock alone may have made it worthless, in seconds since 1970.
+    check_again_secs: AtomicU64,
     frame_bytes: usize,
 }
 
@@ -101,7 +110,8 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    pub(crate) fn new(peer: Peer, origin: Origin, conn: Connection, limits: &Limits) -> Self {
+    pub(crate) fn new(peer: Peer, origin: Origin, conn: Connection, limits: &Limits, now_secs: u64) -> Self {
+        let certificate: Arc<[_]> = presented(&conn).into();
         let budget_units = (limits.ask_bytes / BUDGET_UNIT_BYTES).clamp(1, Semaphore::MAX_PERMITS);
         Self {
             peer,
@@ -118,6 +128,9 @@ impl Link {
             next_monitor: AtomicU64::new(0),
             watched: Mutex::default(),
             cause: Mutex::default(),
+            cast_out: AtomicBool::new(false),
+            check_again_secs: AtomicU64::new(check_again_secs(&certificate, now_secs)),
+            certificate: Mutex::new(certificate),
             frame_bytes: limits.frame_bytes,
         }
     }
@@ -126,6 +139,33 @@ impl Link {
     pub(crate) fn close(&self, code: CloseCode, cause: LossReason, text: &str) {
         self.cause.lock().get_or_insert(cause);
         self.conn.close(VarInt::from_u32(code as u32), text.as_bytes());
+    }
+
+    /// Closes the connection to a peer that is not let in any more; nothing more of it is handled.
+    pub(crate) fn cast_out(&self, code: CloseCode, cause: LossReason, text: &str) {
+        self.cast_out.store(true, Ordering::Release);
+        self.close(code, cause, text);
+    }
+
+    pub(crate) fn is_cast_out(&self) -> bool {
+        self.cast_out.load(Ordering::Acquire)
+    }
+
+    /// Which side of the connection the peer is.
+    pub(crate) fn side(&self) -> Side {
+        if self.origin.dialed_by_us { Side::Acceptor } else { Side::Dialer }
+    }
+
+    pub(crate) fn certificate(&self) -> Arc<[CertificateDer<'static>]> {
+        self.certificate.lock().clone()
+    }
+
+    pub(crate) fn check_again_secs(&self) -> u64 {
+        self.check_again_secs.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_check_again_secs(&self, secs: u64) {
+        self.check_again_secs.store(secs, Ordering::Relaxed);
     }
 
     pub(crate) fn bytes(&self) -> (u64, u64) {
@@ -301,6 +341,7 @@ async fn read_lane(c: Context, lane: Lane, mut stream: quinn::RecvStream) {
         }
         loop {
             match decoder.next() {
+                Ok(Some(_)) if c.link.is_cast_out() => return,
                 Ok(Some(frame)) => {
                     if let Err(error) = take_frame(&c, lane, &frame).await {
                         return c.link.violation(&error);
@@ -341,7 +382,7 @@ async fn take_tell(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameEr
     let tell: Tell<'_> = frame.read()?;
     Counters::add(&c.slot.counters.received);
     let body = frame.payload.slice_ref(tell.body);
-    let job = match tell_job(&c.node, &c.link.peer, &tell, body.clone()) {
+    let job = match tell_job(&c.node, &c.link.peer, Some(&c.link), &tell, body.clone()) {
         Ok(job) => job,
         Err(_) => {
             Counters::add(&c.slot.counters.dropped);
@@ -361,13 +402,19 @@ async fn take_tell(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameEr
 }
 
 /// The handling of one tell, as a job for an inbox.
-pub(crate) fn tell_job(node: &Arc<Node>, peer: &Peer, tell: &Tell<'_>, body: Bytes) -> Result<Job, Failure> {
+pub(crate) fn tell_job(
+    node: &Arc<Node>,
+    peer: &Peer,
+    link: Option<&Arc<Link>>,
+    tell: &Tell<'_>,
+    body: Bytes,
+) -> Result<Job, Failure> {
     let handler = node.registry.message(tell.path, tell.name, tell.version)?;
-    let (node, peer) = (node.clone(), peer.clone());
+    let (node, peer, link) = (node.clone(), peer.clone(), link.cloned());
     let (path, name): (Box<str>, Box<str>) = (tell.path.into(), tell.name.into());
     Ok(Box::new(move || {
         Box::pin(async move {
-            if node.is_dead() {
+            if node.is_dead() || link.is_some_and(|link| link.is_cast_out()) {
                 return;
             }
             let from = peer.node.clone();
@@ -420,6 +467,7 @@ async fn serve_stream(c: Context, send: quinn::SendStream, mut recv: quinn::Recv
     let request = tokio::time::timeout(Duration::from_millis(REQUEST_READ_MS), read_request(&c, &mut recv));
     let send = Resetting::new(send);
     match request.await {
+        Ok(Ok(_)) if c.link.is_cast_out() => drop(send),
         Ok(Ok((frame, budget))) => {
             let served = match frame.kind {
                 Kind::Ask => serve_ask(&c, &frame, send).await,
@@ -519,6 +567,9 @@ async fn serve_open(
 
 async fn read_datagrams(c: Context) {
     while let Ok(datagram) = c.link.conn.read_datagram().await {
+        if c.link.is_cast_out() {
+            return;
+        }
         Counters::add(&c.slot.counters.received);
         if !c.node.take_datagram(&c.link.peer, datagram) {
             Counters::add(&c.slot.counters.dropped);

@@ -7,7 +7,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use phalanx_actors::{Handler, Message, Named};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, VarInt};
-use rustls::pki_types::CertificateDer;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     runtime::{Handle, Runtime},
@@ -18,7 +17,8 @@ use tokio::{
 
 use crate::{
     ask::Request,
-    config::{Identity, TransportConfig},
+    config::TransportConfig,
+    credentials::{self, Credentials},
     endpoint::{Node, Parts, Phase, accept_loop, close_links, encode_datagram, server_config},
     error::{AskError, SendError, StartError},
     event::{LossReason, NodeName, Peer, PeerEvent, PeerInfo},
@@ -64,7 +64,7 @@ pub trait Remote: Serialize + DeserializeOwned + Send + 'static {
 /// that holds a clone keeps it open, until [`close`](Self::close) or [`abort`](Self::abort) lets go of the handlers.
 #[derive(Clone, Debug)]
 pub struct Transport {
-    node: Arc<Node>,
+    pub(crate) node: Arc<Node>,
     running: Arc<Running>,
 }
 
@@ -85,7 +85,7 @@ impl Transport {
     /// The address cannot be bound, the identity is unusable, or a name is no DNS name.
     pub fn start(config: TransportConfig) -> Result<Self, StartError> {
         check_names(&config.cluster, &config.node)?;
-        let tls = Arc::new(Tls::new(config.identity, &config.trust)?);
+        let tls = Tls::new(config.identity, config.trust, config.clock.clone())?;
         let handlers = match config.handlers {
             Some(handle) => handle,
             None => Handle::try_current().map_err(|_| StartError::NoRuntime)?,
@@ -121,7 +121,7 @@ impl Transport {
             driver: driver.clone(),
             handlers,
             endpoint,
-            tls,
+            credentials: Credentials::new(tls, config.revoked, config.clock),
             quic,
             faults,
             events: broadcast::Sender::new(EVENTS_MAX),
@@ -129,6 +129,7 @@ impl Transport {
         let (stop, stopping) = watch::channel(false);
         let (stopped_sender, stopped) = oneshot::channel();
         driver.spawn(accept_loop(node.clone()));
+        driver.spawn(credentials::watch(node.clone()));
         let main = wind_down(node.clone(), stopping);
         let end = {
             let node = node.clone();
@@ -242,18 +243,6 @@ impl Transport {
     /// This transport's fault injection.
     pub fn faults(&self) -> Faults {
         Faults { table: self.node.faults.clone() }
-    }
-
-    /// Uses another certificate and other roots for connections from now on; those that are up stay.
-    ///
-    /// # Errors
-    /// The identity is unusable; the old one stays in use.
-    pub fn set_identity(&self, identity: Identity, trust: Vec<CertificateDer<'static>>) -> Result<(), StartError> {
-        let tls = Arc::new(Tls::new(identity, &trust)?);
-        let server = self.node.server_config(&tls);
-        *self.node.tls.lock() = tls;
-        self.node.endpoint.set_server_config(Some(server));
-        Ok(())
     }
 
     /// Handles messages `M` to `path`, from peers and from this node. Tells from one sender run one after the other in
@@ -392,7 +381,7 @@ impl Transport {
         let frame = encode(Kind::Tell, &tell, self.node.limits.frame_bytes)?;
         let full = || SendError::Full { node: node.into() };
         if self.is_own(node) {
-            let job = tell_job(&self.node, &self.node.own_peer(), &tell, body.clone().into());
+            let job = tell_job(&self.node, &self.node.own_peer(), None, &tell, body.clone().into());
             // Not served is a message lost, as on a peer.
             let Ok(job) = job else {
                 return Ok(());
@@ -607,6 +596,7 @@ async fn wind_down(node: Arc<Node>, mut stopping: watch::Receiver<bool>) {
         let _ = timeout(LINGER, node.endpoint.wait_idle()).await;
     }
     node.registry.clear();
+    node.credentials.clear();
 }
 
 fn quic_config(limits: &crate::config::Limits, timings: &crate::config::Timings) -> quinn::TransportConfig {
