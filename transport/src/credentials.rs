@@ -8,7 +8,17 @@
 //!  renewal (pure) ──due──► the hook of renew_with ──► set_identity, or again after a pause
 //! ```
 
-use std::{collections::BTreeSet, fmt, future::Future, str::FromStr, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    future::Future,
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use futures::{FutureExt, future::BoxFuture};
 use parking_lot::{Mutex, RwLock};
@@ -103,6 +113,8 @@ pub(crate) struct Credentials {
     /// Wakes the loop: there is a hook now.
     wake: Notify,
     events: broadcast::Sender<IdentityEvent>,
+    /// Identities that there have been.
+    identities: AtomicU64,
     clock: Clock,
 }
 
@@ -117,8 +129,14 @@ impl Credentials {
             renew: Mutex::default(),
             wake: Notify::new(),
             events: broadcast::Sender::new(EVENTS_MAX),
+            identities: AtomicU64::new(0),
             clock,
         }
+    }
+
+    /// Which identity handshakes use that begin now.
+    pub(crate) fn identity_number(&self) -> u64 {
+        self.identities.load(Ordering::SeqCst)
     }
 
     pub(crate) fn tls(&self) -> Arc<Tls> {
@@ -207,6 +225,15 @@ impl Node {
         let expires_secs = tls.window().not_after_secs;
         *self.credentials.renewal.lock() = Renewal::new(tls.window(), self.credentials.now_secs(), rand::random());
         tracing::info!(expires_secs, "this node has another certificate");
+        // After this every handshake that begins uses the new one.
+        self.credentials.identities.fetch_add(1, Ordering::SeqCst);
+        for slot in self.peers() {
+            // Under the peer's lock: a link is either in place by now, or sees that there is a new one when it is put there.
+            let _state = slot.lock();
+            if let Some(link) = slot.link() {
+                link.show_identity(&tls.identity);
+            }
+        }
         self.credentials.say(IdentityEvent::Changed { expires_secs });
         Ok(())
     }
@@ -220,12 +247,14 @@ impl Node {
                 continue;
             };
             if !expired_only || link.check_again_secs() <= now_secs {
-                self.recheck_peer(&slot, now_secs);
+                self.recheck_peer(&slot);
             }
         }
     }
 
-    fn recheck_peer(&self, slot: &Arc<PeerSlot>, now_secs: u64) {
+    /// Ends the link to this peer if it may not be any more.
+    pub(crate) fn recheck_peer(&self, slot: &Arc<PeerSlot>) {
+        let now_secs = self.credentials.now_secs();
         let mut state = slot.lock();
         let Some(link) = slot.link() else {
             return;
@@ -331,7 +360,9 @@ fn begin_renewal(node: &Arc<Node>, first: bool) {
 
 /// Certificates, trust and revocation, while the transport runs.
 impl Transport {
-    /// Uses another certificate and key for handshakes from now on. Connections that are up live on, and no message is lost.
+    /// Uses another certificate and key for handshakes from now on. Connections that are up live on, and no
+    /// message is lost: on each of them the new certificate is shown and proven to the peer, and takes the place of the
+    /// one that the connection was made with.
     ///
     /// # Errors
     /// It is not for this node, has expired, is not signed by a root that is trusted here, or its key does not fit. Then
@@ -413,11 +444,23 @@ impl Transport {
 }
 
 impl Link {
-    /// Whether the link may be, now; notes when to look again.
+    /// Whether the link may be, now: one of the two certificates that its peer has proven must be good, the newest first.
+    /// Notes when to look again.
     fn admit(&self, credentials: &Credentials, cluster: &str, now_secs: u64) -> Result<(), Refusal> {
-        let chain = self.certificate();
-        credentials.admit(cluster, &self.peer.node, &chain, self.side())?;
-        self.set_check_again_secs(check_again_secs(&chain, now_secs));
+        let proven = self.proven();
+        let admit = |chain| credentials.admit(cluster, &self.peer.node, chain, self.side());
+        let newest = proven.newest.as_ref().map(|newest| admit(newest));
+        let good = match newest {
+            Some(Ok(())) => {
+                self.newest_is_good();
+                self.proven().good
+            }
+            _ => {
+                admit(&proven.good)?;
+                proven.good
+            }
+        };
+        self.set_check_again_secs(check_again_secs(&good, now_secs));
         Ok(())
     }
 }

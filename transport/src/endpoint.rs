@@ -334,6 +334,7 @@ async fn accept(node: Arc<Node>, incoming: Incoming) {
         return incoming.refuse();
     };
     let addr = incoming.remote_address();
+    let identity = node.credentials.identity_number();
     let within = Duration::from_millis(node.timings.connect_timeout_ms);
     let accepted = timeout(within, async {
         let conn = match incoming.accept() {
@@ -341,7 +342,7 @@ async fn accept(node: Arc<Node>, incoming: Incoming) {
             Err(error) => Err(error),
         };
         let conn = conn.map_err(|error| tls_refusal(&error))?;
-        welcome(&node, &conn)
+        welcome(&node, &conn, identity)
             .await
             .map_err(|(name, refusal)| refusal.map(|refusal| (conn, name, refusal)))
             .map_err(Failed::After)
@@ -370,7 +371,7 @@ impl From<Option<Refusal>> for Failed {
 }
 
 /// The acceptor's half of the hello; the link runs when this returns.
-async fn welcome(node: &Arc<Node>, conn: &Connection) -> Result<(), (Option<String>, Option<Refusal>)> {
+async fn welcome(node: &Arc<Node>, conn: &Connection, identity: u64) -> Result<(), (Option<String>, Option<Refusal>)> {
     let name = certified_name(conn, &node.me.cluster).map_err(|r| (None, Some(r)))?;
     let named = |refusal| (Some(name.clone()), refusal);
     if node.faults.cuts(&name) {
@@ -399,6 +400,7 @@ async fn welcome(node: &Arc<Node>, conn: &Connection) -> Result<(), (Option<Stri
                 // The first frame that goes out on this connection, before anything that is told to it.
                 let frame = encode(Kind::Welcome, &welcome, MAX_HELLO_BYTES).map_err(|_| named(None))?;
                 let _ = link.control.push_unbounded(&frame);
+                show_newer_identity(node, &link, identity);
                 slot.install(&mut state, link.clone(), &node.registry, &node.events);
                 link
             }
@@ -421,6 +423,13 @@ fn new_link(node: &Node, slot: &PeerSlot, incarnation: u64, origin: Origin, conn
     let peer = Peer { node: slot.name.clone(), incarnation };
     tracing::info!(node = %slot.name, incarnation, "connected to {}", slot.name);
     Arc::new(Link::new(peer, origin, conn.clone(), &node.limits, node.credentials.now_secs()))
+}
+
+/// The peer of a handshake that began with an identity which is not ours any more learns the new one.
+fn show_newer_identity(node: &Node, link: &Link, began_with: u64) {
+    if node.credentials.identity_number() != began_with {
+        link.show_identity(&node.credentials.tls().identity);
+    }
 }
 
 /// The certificates that the other side has presented in the handshake, leaf first.
@@ -553,6 +562,7 @@ async fn dial(node: &Arc<Node>, slot: &Arc<PeerSlot>, addr: SocketAddr) -> Resul
 /// The dialer's half of the hello.
 async fn say_hello(node: &Arc<Node>, slot: &Arc<PeerSlot>, addr: SocketAddr, dial: u64) -> Result<(), DialFailure> {
     let name = server_name(&node.me.cluster, &slot.name);
+    let identity = node.credentials.identity_number();
     let connecting = node
         .endpoint
         .connect_with(node.client_config(), addr, &name)
@@ -594,6 +604,7 @@ async fn say_hello(node: &Arc<Node>, slot: &Arc<PeerSlot>, addr: SocketAddr, dia
         }
         admit_acceptor(node, slot, &conn)?;
         let link = new_link(node, slot, welcome.incarnation, Origin { dialed_by_us: true, dial }, &conn);
+        show_newer_identity(node, &link, identity);
         slot.install(&mut state, link.clone(), &node.registry, &node.events);
         link
     };

@@ -42,6 +42,7 @@ pub(crate) enum Kind {
     Ask = 7,
     Reply = 8,
     Open = 9,
+    Identity = 10,
 }
 
 impl Kind {
@@ -56,6 +57,7 @@ impl Kind {
             7 => Self::Ask,
             8 => Self::Reply,
             9 => Self::Open,
+            10 => Self::Identity,
             _ => return None,
         })
     }
@@ -132,6 +134,8 @@ pub(crate) enum FrameError {
     Unexpected(Kind),
     #[error("{kind:?} frame cannot be read: {reason}")]
     Payload { kind: Kind, reason: String },
+    #[error("the certificate shown on the open connection is not to be believed: {0}")]
+    Identity(String),
     #[error("stream ended inside a frame")]
     Truncated,
 }

@@ -8,6 +8,7 @@ use crate::{
     endpoint::{encode_datagram, parse_datagram},
     frame::{Ask, Decoder, Frame, FrameError, HEADER_BYTES, Kind, MonitorPath, Open, Reply, Tell, encode},
     hello::{Hello, Me, Origin, Verdict, View, Welcome},
+    reauth::{self, Proof},
     tls::{check_names, node_of},
 };
 
@@ -82,7 +83,7 @@ fn whole(bytes: &[u8]) -> Frame {
 /// Reads a frame as each message that it could be taken for, on the lanes and on a stream of its own.
 fn read(frame: &Frame) {
     again!(frame, Tell<'_>, Ask<'_>, Reply<'_>, Open<'_>, MonitorPath<'_>);
-    again!(frame, (u64,), (u64, phalanx_actors::Exit), Hello, Welcome);
+    again!(frame, Proof<'_>, (u64,), (u64, phalanx_actors::Exit), Hello, Welcome);
     // What a handler does with a body of its own type.
     let _ = rmp_serde::from_slice::<(Vec<u32>, String, Option<Box<phalanx_actors::Exit>>)>(&frame.payload);
 }
@@ -154,6 +155,21 @@ pub fn certificate(data: &[u8]) {
         check_names(CLUSTER, &node).expect("a node's name");
     }
 }
+
+/// A certificate shown on an open connection, as the payload of its frame. Nobody but the owner of a key can prove
+/// anything, so every proof that the fuzzer finds is a finding, but for the one of the seeds.
+pub fn proof(data: &[u8]) {
+    if let Ok(proof) = rmp_serde::from_slice::<Proof<'_>>(data)
+        && let Ok(chain) = reauth::check(&proof, &PROOF_BINDING)
+    {
+        assert!(chain.len() <= reauth::CHAIN_MAX);
+        let node = node_of(&chain[0], CLUSTER);
+        assert_eq!(node.as_deref(), Ok("n1"), "proven without a key");
+    }
+}
+
+/// The connection that the seed of `proof` was made for.
+const PROOF_BINDING: [u8; reauth::BINDING_BYTES] = [7; reauth::BINDING_BYTES];
 
 /// A datagram: what can be read is written the same.
 pub fn datagram(data: &[u8]) {

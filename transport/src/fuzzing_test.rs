@@ -110,6 +110,11 @@ fn certificates_hold_over_mutated_seeds() {
 }
 
 #[test]
+fn proofs_hold_over_mutated_seeds() {
+    hold("proof", proof);
+}
+
+#[test]
 fn datagrams_hold_over_mutated_seeds() {
     hold("datagram", datagram);
 }
@@ -167,6 +172,10 @@ fn the_seeds_are_what_this_build_sends() {
     all.push(("certificate", "node".into(), names(&["n1.node.test.phalanx"])));
     all.push(("certificate", "two".into(), names(&["n1.node.test.phalanx", "n2.node.test.phalanx"])));
     all.push(("certificate", "other".into(), names(&["localhost", "n1.rack2.node.test.phalanx"])));
+    let own = rcgen::generate_simple_self_signed(vec!["n1.node.test.phalanx".into()]).expect("valid");
+    let key = rustls::pki_types::PrivateKeyDer::try_from(own.signing_key.serialize_der()).expect("PKCS#8");
+    let shown = reauth::prove(&[own.cert.der().clone()], &key, &PROOF_BINDING).expect("signs");
+    all.push(("proof", "n1".into(), rmp_serde::to_vec(&shown).expect("encodes")));
     all.push(("datagram", "lease".into(), encode_datagram("agent/lease", b"42").expect("short").to_vec()));
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds");
     for (target, name, bytes) in all {
@@ -177,6 +186,10 @@ fn the_seeds_are_what_this_build_sends() {
         }
         let held = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
         // A certificate's key is another each time.
-        assert!(target == "certificate" || held == bytes, "{} is not what is sent today", path.display());
+        assert!(
+            matches!(target, "certificate" | "proof") || held == bytes,
+            "{} is not what is sent today",
+            path.display()
+        );
     }
 }

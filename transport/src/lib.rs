@@ -36,6 +36,7 @@ mod monitor;
 mod network;
 mod outbox;
 mod peer;
+mod reauth;
 mod registry;
 mod renewal;
 mod stream;

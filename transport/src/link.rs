@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use crate::{
-    config::Limits,
+    config::{Identity, Limits},
     credentials::check_again_secs,
     endpoint::{Node, presented},
     event::{LossReason, Peer},
@@ -33,9 +33,10 @@ use crate::{
     monitor::Watcher,
     outbox::Outbox,
     peer::{Counters, PeerSlot},
+    reauth::{self, Proof},
     registry::{Call, Failure},
     stream::{self, Resetting},
-    tls::Side,
+    tls::{Side, node_of},
 };
 
 /// Stream priorities: exits and leases before messages, messages before bodies.
@@ -51,6 +52,9 @@ const DRAIN_MS: u64 = 100;
 
 /// A request must be complete this long after its stream was opened.
 const REQUEST_READ_MS: u64 = 30_000;
+
+/// Certificates that a peer may show in one connection; one more costs the connection. Each costs a signature's check.
+const IDENTITIES_SHOWN_MAX: u32 = 10_000;
 
 /// Granularity of the request byte budget.
 const BUDGET_UNIT_BYTES: usize = 1 << 10;
@@ -71,6 +75,17 @@ impl CloseCode {
     pub(crate) fn is(self, code: VarInt) -> bool {
         VarInt::from_u32(self as u32) == code
     }
+}
+
+/// A certificate and those that lead from it to the root, leaf first.
+pub(crate) type Chain = Arc<[CertificateDer<'static>]>;
+
+/// What the peer has proven to be its own.
+#[derive(Clone)]
+pub(crate) struct Proven {
+    pub(crate) good: Chain,
+    /// Not trusted here, or not yet, or not looked at.
+    pub(crate) newest: Option<Chain>,
 }
 
 /// Monitors that we hold on the peer, by the id that we gave them; `None` once the link is lost.
@@ -96,8 +111,10 @@ pub(crate) struct Link {
     cause: Mutex<Option<LossReason>>,
     /// Closed because its peer is not let in any more: nothing that it sent is begun to be handled.
     cast_out: AtomicBool,
-    /// The certificate that the peer has proven last, leaf first.
-    certificate: Mutex<Arc<[CertificateDer<'static>]>>,
+    /// The certificates that the peer has proven: the one that was good when last looked at, and the newest.
+    proven: Mutex<Proven>,
+    /// Certificates that the peer has shown after the handshake.
+    shown: AtomicU32,
     /// When the clock alone may have made it worthless, in seconds since 1970.
     check_again_secs: AtomicU64,
     frame_bytes: usize,
@@ -111,7 +128,7 @@ impl std::fmt::Debug for Link {
 
 impl Link {
     pub(crate) fn new(peer: Peer, origin: Origin, conn: Connection, limits: &Limits, now_secs: u64) -> Self {
-        let certificate: Arc<[_]> = presented(&conn).into();
+        let certificate: Chain = presented(&conn).into();
         let budget_units = (limits.ask_bytes / BUDGET_UNIT_BYTES).clamp(1, Semaphore::MAX_PERMITS);
         Self {
             peer,
@@ -130,7 +147,8 @@ impl Link {
             cause: Mutex::default(),
             cast_out: AtomicBool::new(false),
             check_again_secs: AtomicU64::new(check_again_secs(&certificate, now_secs)),
-            certificate: Mutex::new(certificate),
+            proven: Mutex::new(Proven { good: certificate, newest: None }),
+            shown: AtomicU32::new(0),
             frame_bytes: limits.frame_bytes,
         }
     }
@@ -156,8 +174,45 @@ impl Link {
         if self.origin.dialed_by_us { Side::Acceptor } else { Side::Dialer }
     }
 
-    pub(crate) fn certificate(&self) -> Arc<[CertificateDer<'static>]> {
-        self.certificate.lock().clone()
+    /// Proves our own certificate to the peer, on this connection.
+    pub(crate) fn show_identity(&self, identity: &Identity) {
+        let own = if self.origin.dialed_by_us { Side::Dialer } else { Side::Acceptor };
+        let Some(binding) = self.binding(own) else {
+            // Closed meanwhile.
+            return;
+        };
+        let shown = reauth::prove(&identity.cert_chain, &identity.key, &binding)
+            .map_err(|e| e.to_string())
+            .and_then(|proof| encode(Kind::Identity, &proof, self.frame_bytes).map_err(|e| format!("{e:?}")));
+        match shown {
+            Ok(frame) => {
+                let _ = self.control.push_unbounded(&frame);
+            }
+            Err(error) => tracing::warn!(
+                node = %self.peer.node,
+                "{} cannot be shown the new certificate, its connection ends with the old one: {error}",
+                self.peer.node
+            ),
+        }
+    }
+
+    fn binding(&self, prover: Side) -> Option<[u8; reauth::BINDING_BYTES]> {
+        let mut binding = [0; reauth::BINDING_BYTES];
+        let context = reauth::exporter_context(prover);
+        self.conn.export_keying_material(&mut binding, reauth::EXPORTER_LABEL, context).ok()?;
+        Some(binding)
+    }
+
+    pub(crate) fn proven(&self) -> Proven {
+        self.proven.lock().clone()
+    }
+
+    /// The newest certificate is the good one from now on.
+    pub(crate) fn newest_is_good(&self) {
+        let mut proven = self.proven.lock();
+        if let Some(newest) = proven.newest.take() {
+            proven.good = newest;
+        }
     }
 
     pub(crate) fn check_again_secs(&self) -> u64 {
@@ -366,6 +421,7 @@ async fn take_frame(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameE
             }
             Ok(())
         }
+        (Kind::Identity, Lane::Control) => take_identity(c, &frame.read()?),
         (Kind::Down, Lane::Control) => {
             let (id, reason): (u64, Exit) = frame.read()?;
             let sender = c.link.monitors.lock().as_mut().and_then(|m| m.remove(&id));
@@ -453,6 +509,27 @@ fn take_monitor(c: &Context, monitor: &MonitorPath<'_>) -> Result<(), FrameError
             c.node.registry.unwatch(&path, watch);
         }
     }
+    Ok(())
+}
+
+/// The peer has another certificate.
+fn take_identity(c: &Context, proof: &Proof<'_>) -> Result<(), FrameError> {
+    let reject = |reason: String| FrameError::Identity(reason);
+    if c.link.shown.fetch_add(1, Ordering::Relaxed) >= IDENTITIES_SHOWN_MAX {
+        return Err(reject(format!("more than {IDENTITIES_SHOWN_MAX} in one connection")));
+    }
+    let Some(binding) = c.link.binding(c.link.side()) else {
+        return Ok(());
+    };
+    let chain = reauth::check(proof, &binding).map_err(reject)?;
+    match node_of(&chain[0], &c.node.me.cluster) {
+        Ok(node) if node == *c.link.peer.node => {}
+        Ok(node) => return Err(reject(format!("it is of node {node}"))),
+        Err(refusal) => return Err(reject(refusal.to_string())),
+    }
+    // Taken even if it is not trusted here yet: the roots may come after it.
+    c.link.proven.lock().newest = Some(chain.into());
+    c.node.recheck_peer(&c.slot);
     Ok(())
 }
 

@@ -184,6 +184,25 @@ async fn garbage_on_any_lane_closes_that_connection_with_a_reason() {
 }
 
 #[tokio::test]
+async fn a_certificate_shown_without_its_key_costs_the_connection() {
+    let (ca, node, decent) = scene().await;
+    // b's certificate is no secret, and neither is evil's own of another connection.
+    for (stolen, reason) in [
+        (ca.node("b").cert_chain, "not to be believed"),
+        (ca.node("evil").cert_chain, "not to be believed"),
+        (vec![], "no certificate"),
+    ] {
+        let chain: Vec<_> = stolen.iter().map(|der| serde_bytes::Bytes::new(der)).collect();
+        let proof = rmp_serde::to_vec(&(chain, 0x0403u16, serde_bytes::Bytes::new(&[7; 70]))).expect("encodes");
+        let (evil, mut control, _recv) = Evil::welcomed(&ca, &node).await;
+        control.write_all(&frame(10, &proof)).await.expect("open");
+        let told = evil.thrown_out().await;
+        assert!(told.contains(reason), "{told}");
+    }
+    lives_on(&node, &decent).await;
+}
+
+#[tokio::test]
 async fn a_peer_cannot_open_more_streams_than_it_may() {
     let (ca, node, decent) = scene().await;
     let (evil, _send, _recv) = Evil::welcomed(&ca, &node).await;

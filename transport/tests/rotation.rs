@@ -120,6 +120,91 @@ async fn a_new_certificate_serves_new_connections_and_the_open_ones_lose_nothing
 }
 
 #[tokio::test]
+async fn a_ca_is_rotated_under_traffic_without_losing_a_message_or_a_connection() {
+    let (old, new) = (Ca::new(), Ca::new());
+    let nodes = [old.start("a", 1), old.start("b", 1), old.start("c", 1)];
+    let [a, b, c] = &nodes;
+    connect(a, b).await;
+    connect(b, c).await;
+    connect(c, a).await;
+    let mut events: Vec<_> = nodes.iter().map(Transport::events).collect();
+    let mut traffic = [Traffic::start(a, b), Traffic::start(b, c), Traffic::start(c, a)];
+    let monitor = a.monitor("b", "traffic");
+    for step in 0..3 {
+        for node in &nodes {
+            match step {
+                0 => node.set_trust(vec![old.root.clone(), new.root.clone()]),
+                1 => node.set_identity(new.node(node.node())),
+                _ => node.set_trust(vec![new.root.clone()]),
+            }
+            .expect("valid");
+        }
+        for flow in &mut traffic {
+            flow.flows().await;
+        }
+        if step == 1 {
+            // Every node has to have seen the new certificates before the old CA goes. What is told on the control lane
+            // comes after them.
+            for (from, to) in [(a, b), (b, a), (b, c), (c, b), (c, a), (a, c)] {
+                let (sender, mut seen) = mpsc::unbounded_channel();
+                to.serve::<Number, _, _>("seen", move |_, _| {
+                    let _ = sender.send(());
+                    async { Ok(()) }
+                });
+                from.tell_control(to.node(), "seen", &Number(0)).expect("connected");
+                within(seen.recv()).await.expect("served");
+            }
+        }
+    }
+    for flow in traffic {
+        flow.all_arrived(60).await;
+    }
+    for events in &mut events {
+        assert_eq!(events_so_far(events), []);
+    }
+    // Peers of the new CA come, those of the old one do not.
+    let (late, next) = (old.start("late", 1), new.start("next", 1));
+    let mut at_a = a.events();
+    late.set_peer("a", a.local_addr());
+    event(&mut at_a, refused).await;
+    connect(&next, a).await;
+    drop(monitor);
+    close(&[a, b, c, &late, &next]).await;
+}
+
+#[tokio::test]
+async fn a_connection_outlives_the_certificates_that_it_was_made_with() {
+    let ca = Ca::new();
+    let clock = ManualClock::at(NEW_YEAR_2030);
+    let month = |node| ca.node_within(node, (2029, 12, 1), (2030, 1, 31));
+    let (a, b) = (by_clock(&ca, "a", month("a"), &clock), by_clock(&ca, "b", month("b"), &clock));
+    connect(&a, &b).await;
+    let (mut at_a, mut of_a, mut of_b) = (a.events(), a.identity_events(), b.identity_events());
+    let old = b.identity_expires_secs();
+    for node in [&a, &b] {
+        node.set_identity(ca.node_within(node.node(), (2030, 1, 1), (2030, 3, 1))).expect("in force");
+    }
+    let mut traffic = Traffic::start(&a, &b);
+    traffic.flows().await;
+    clock.set(old + 1);
+    // Both have looked at the clock since: the first month's certificates would be `Expired` otherwise.
+    traffic.flows().await;
+    clock.set(b.identity_expires_secs());
+    for events in [&mut of_a, &mut of_b] {
+        assert!(matches!(within(events.recv()).await.expect("sent"), IdentityEvent::Changed { .. }));
+        assert!(matches!(within(events.recv()).await.expect("sent"), IdentityEvent::Due { .. }));
+    }
+    traffic.flows().await;
+    traffic.all_arrived(60).await;
+    assert_eq!(events_so_far(&mut at_a), []);
+    // And not the last ones.
+    clock.set(b.identity_expires_secs() + 1);
+    let lost = event(&mut at_a, |_| true).await;
+    assert!(matches!(&lost, PeerEvent::Down { .. }), "{lost:?}");
+    close(&[&a, &b]).await;
+}
+
+#[tokio::test]
 async fn an_identity_that_peers_would_refuse_is_not_taken_and_nothing_changes() {
     let (ca, foreign) = (Ca::new(), Ca::new());
     let a = ca.start("a", 1);
