@@ -14,6 +14,7 @@ use crate::{
     event::NodeName,
     frame::MAX_FRAME_BYTES,
     network::{Network, UdpNetwork},
+    outbox::URGENT_FACTOR,
 };
 
 /// A node's certificate chain (leaf first) and the key of the leaf.
@@ -118,10 +119,15 @@ pub struct Limits {
     pub inbox_messages: usize,
     /// Bytes waiting there; the same happens.
     pub inbox_bytes: usize,
+    /// Bytes of tells from one peer waiting for all handlers together, with what each costs to keep; the same happens.
+    pub inboxes_bytes: usize,
     /// Asks in flight to one peer; further ones wait, at most until their deadline.
     pub asks_in_flight: u32,
     /// Bytes of requests from one peer being read or handled; further requests wait unread.
     pub ask_bytes: usize,
+    /// Bytes of replies to one peer that wait until it takes them; a reply beyond that is not kept, its asker is told so
+    /// (`AskError::Remote`).
+    pub reply_bytes: usize,
     /// Open streams to one peer; further ones wait, at most `open_stream_ms`.
     pub streams_open: u32,
     /// Monitors held on one peer; a further one is down at once with `NoConnection`.
@@ -130,6 +136,8 @@ pub struct Limits {
     pub peers: usize,
     /// Inbound handshakes going on; further ones are turned away. From half of it, a dialer must prove its address.
     pub handshakes: usize,
+    /// The same for those from one IP address, so that one machine cannot take the places of all others.
+    pub handshakes_per_address: usize,
     /// Bytes a peer may have sent on one stream that its reader has not taken; the sender waits.
     pub stream_window_bytes: u32,
     /// Datagram bytes waiting to be sent to one peer; the oldest are dropped.
@@ -145,15 +153,67 @@ impl Default for Limits {
             control_outbox_messages: 4_096,
             inbox_messages: 4_096,
             inbox_bytes: 16 << 20,
+            inboxes_bytes: 64 << 20,
             asks_in_flight: 512,
             ask_bytes: 64 << 20,
+            reply_bytes: 64 << 20,
             streams_open: 64,
             monitors: 262_144,
             peers: 10_000,
             handshakes: 256,
+            handshakes_per_address: 64,
             stream_window_bytes: 512 << 10,
             datagram_bytes: 128 << 10,
         }
+    }
+}
+
+/// What a monitor costs on the side that is watched, in bytes: its entries in two tables, and a task.
+const MONITOR_BYTES: usize = 1 << 10;
+
+/// What a stream costs beside its data, in bytes: its task and QUIC's state.
+const STREAM_BYTES: usize = 16 << 10;
+
+impl Limits {
+    /// The most memory that one peer can make this node hold, in bytes, whatever it sends and whatever it does not read:
+    /// what arrived and is not taken, requests and replies, tells that wait, what is told to it, monitors. A node whose
+    /// certificate is not of the cluster holds nothing but a place among the `handshakes`.
+    ///
+    /// The paths and types of what handlers keep themselves are not in it.
+    pub fn peer_bytes_max(&self) -> usize {
+        let unread = self.unread_bytes();
+        let lanes = 2 * self.frame_bytes + self.outbox_bytes * (1 + URGENT_FACTOR);
+        let streams = self.bidi_streams() as usize * STREAM_BYTES;
+        let monitors = 2 * self.monitors * MONITOR_BYTES;
+        // Both ways: what it sent and we do not read, what we sent and it does not acknowledge.
+        [
+            2 * unread,
+            self.ask_bytes,
+            self.reply_bytes,
+            self.inboxes_bytes,
+            lanes,
+            streams,
+            monitors,
+            2 * self.datagram_bytes,
+        ]
+        .into_iter()
+        .fold(0, usize::saturating_add)
+    }
+
+    /// The streams a peer may have open: the hello's, one for each ask and each body, and a few that are just closing.
+    pub(crate) fn bidi_streams(&self) -> u32 {
+        const STREAMS_CLOSING: u32 = 64;
+        self.asks_in_flight.saturating_add(self.streams_open).saturating_add(STREAMS_CLOSING)
+    }
+
+    /// Bytes that a peer may have sent on all its streams and nobody here has taken. Room for every body that it may open,
+    /// for both lanes, and for as many requests again as are being handled: bodies that nobody reads must not keep an exit
+    /// from being told.
+    pub(crate) fn unread_bytes(&self) -> usize {
+        (self.streams_open as usize)
+            .saturating_add(2)
+            .saturating_mul(self.stream_window_bytes as usize)
+            .saturating_add(self.ask_bytes)
     }
 }
 

@@ -32,6 +32,7 @@ use crate::{
     event::{IdentityEvent, LossReason, NodeName, Refusal},
     link::{CloseCode, Link},
     peer::PeerSlot,
+    reauth::CHAIN_MAX,
     renewal::{Renewal, Step},
     tls::{Clock, Side, Tls, server_name, window_of},
     transport::Transport,
@@ -165,6 +166,9 @@ impl Credentials {
         side: Side,
     ) -> Result<(), Refusal> {
         self.check_name(node)?;
+        if chain.len() > CHAIN_MAX {
+            return Err(Refusal::Tls(format!("a chain of {} certificates, at most {CHAIN_MAX}", chain.len())));
+        }
         {
             let revoked = self.revoked.read();
             let is_revoked = |der: &CertificateDer<'_>| revoked.certificates.contains(&Fingerprint::of(der));

@@ -20,7 +20,7 @@ use quinn::{Connection, ConnectionError, Endpoint, Incoming, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     runtime::Handle,
-    sync::{Semaphore, broadcast, watch},
+    sync::{broadcast, watch},
     time::timeout,
 };
 
@@ -31,8 +31,9 @@ use crate::{
     event::{LossReason, NodeName, Peer, PeerEvent, Refusal},
     fault::FaultTable,
     frame::{Ask, Frame, FrameError, Kind, MAX_HELLO_BYTES, PROTOCOL_VERSION, Reply, encode, status},
+    handshakes::{Admission, Handshakes, Place},
     hello::{Hello, Me, Origin, Verdict, Welcome},
-    inbox::Inboxes,
+    inbox::{Bounds, Inboxes},
     link::{self, CloseCode, Link, ReadFrameError, read_frame},
     peer::{PeerSlot, SlotState, Trouble},
     registry::{Call, Failure, Outcome, Registry},
@@ -44,6 +45,9 @@ const BACKOFF_RESET_MS: u128 = 1_000;
 
 /// Refusals logged in one second; more are only counted.
 const REFUSALS_LOGGED_PER_SECOND: u32 = 20;
+
+/// Bytes that a dialer may send before its handshake is taken up; more is dropped.
+const INCOMING_BYTES: u64 = 16 << 10;
 
 /// QUIC's range of TLS alerts (RFC 9001, section 4.8).
 const TLS_ALERTS: std::ops::RangeInclusive<u64> = 0x100..=0x1ff;
@@ -77,7 +81,7 @@ pub(crate) struct Node {
     peers: RwLock<HashMap<NodeName, Arc<PeerSlot>>>,
     /// Changes when a peer becomes known, for those who wait for one.
     pub(crate) peers_known: watch::Sender<()>,
-    handshakes: Semaphore,
+    handshakes: Handshakes,
     next_dial: AtomicU64,
     refusals_logged: Mutex<(Instant, u32)>,
 }
@@ -119,7 +123,7 @@ impl Node {
             own_inboxes: inboxes,
             peers: RwLock::default(),
             peers_known: watch::Sender::new(()),
-            handshakes: Semaphore::new(parts.limits.handshakes),
+            handshakes: Handshakes::new(parts.limits.handshakes, parts.limits.handshakes_per_address),
             next_dial: AtomicU64::new(1),
             refusals_logged: Mutex::new((Instant::now(), 0)),
             limits: parts.limits,
@@ -265,6 +269,7 @@ pub(crate) fn server_config(tls: &Tls, quic: &Arc<quinn::TransportConfig>, limit
     let mut config = quinn::ServerConfig::with_crypto(tls.server.clone());
     config.transport_config(quic.clone());
     config.max_incoming(limits.handshakes);
+    config.incoming_buffer_size(INCOMING_BYTES).incoming_buffer_size_total(INCOMING_BYTES * limits.handshakes as u64);
     // A peer's address is how faults find it; a peer that moves dials anew.
     config.migration(false);
     config
@@ -273,8 +278,11 @@ pub(crate) fn server_config(tls: &Tls, quic: &Arc<quinn::TransportConfig>, limit
 fn inboxes(handlers: &Handle, limits: &Limits, timings: &Timings) -> Arc<Inboxes> {
     Arc::new(Inboxes::new(
         handlers.clone(),
-        limits.inbox_messages,
-        limits.inbox_bytes,
+        Bounds {
+            messages_max: limits.inbox_messages,
+            bytes_max: limits.inbox_bytes,
+            total_bytes_max: limits.inboxes_bytes,
+        },
         Duration::from_millis(timings.inbox_wait_ms),
     ))
 }
@@ -317,22 +325,22 @@ pub(crate) fn parse_datagram(datagram: &Bytes) -> Option<(&str, Bytes)> {
 /// Takes connections until the endpoint is closed.
 pub(crate) async fn accept_loop(node: Arc<Node>) {
     while let Some(incoming) = node.endpoint.accept().await {
-        let free = node.handshakes.available_permits();
-        if free == 0 || !node.is_running() {
-            incoming.refuse();
-        } else if free < node.limits.handshakes / 2 && !incoming.remote_address_validated() {
-            // Under load the dialer first shows that it is where it says (RFC 9000, section 8.1).
-            let _ = incoming.retry();
-        } else {
-            node.driver.spawn(accept(node.clone(), incoming));
+        let from = incoming.remote_address().ip();
+        match node.handshakes.judge(from, incoming.remote_address_validated()) {
+            Admission::Take if node.is_running() => {
+                let place = node.handshakes.take(from);
+                node.driver.spawn(accept(node.clone(), incoming, place));
+            }
+            Admission::Prove if node.is_running() => {
+                // Fails only for an address that is proven.
+                let _ = incoming.retry();
+            }
+            _ => incoming.refuse(),
         }
     }
 }
 
-async fn accept(node: Arc<Node>, incoming: Incoming) {
-    let Ok(_permit) = node.handshakes.try_acquire() else {
-        return incoming.refuse();
-    };
+async fn accept(node: Arc<Node>, incoming: Incoming, _place: Place) {
     let addr = incoming.remote_address();
     let identity = node.credentials.identity_number();
     let within = Duration::from_millis(node.timings.connect_timeout_ms);

@@ -29,6 +29,7 @@ mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod handshakes;
 mod hello;
 mod inbox;
 mod link;

@@ -31,7 +31,7 @@ use crate::{
     hello::Origin,
     inbox::{Delivery, Job, Lane},
     monitor::Watcher,
-    outbox::Outbox,
+    outbox::{Outbox, PushError},
     peer::{Counters, PeerSlot},
     reauth::{self, Proof},
     registry::{Call, Failure},
@@ -58,6 +58,10 @@ const IDENTITIES_SHOWN_MAX: u32 = 10_000;
 
 /// Granularity of the request byte budget.
 const BUDGET_UNIT_BYTES: usize = 1 << 10;
+
+/// Most units that a budget has.
+const MAX_UNITS: usize =
+    if Semaphore::MAX_PERMITS < u32::MAX as usize { Semaphore::MAX_PERMITS } else { u32::MAX as usize };
 
 /// Application error codes of a closed connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +106,7 @@ pub(crate) struct Link {
     /// One permit from each lane's writer when all that it was given has been acknowledged.
     pub(crate) written: Semaphore,
     ask_budget: Arc<Semaphore>,
+    reply_budget: Arc<Semaphore>,
     monitors: Mutex<Monitors>,
     monitors_max: usize,
     next_monitor: AtomicU64,
@@ -129,7 +134,7 @@ impl std::fmt::Debug for Link {
 impl Link {
     pub(crate) fn new(peer: Peer, origin: Origin, conn: Connection, limits: &Limits, now_secs: u64) -> Self {
         let certificate: Chain = presented(&conn).into();
-        let budget_units = (limits.ask_bytes / BUDGET_UNIT_BYTES).clamp(1, Semaphore::MAX_PERMITS);
+        let budget = |bytes: usize| Arc::new(Semaphore::new((bytes / BUDGET_UNIT_BYTES).clamp(1, MAX_UNITS)));
         Self {
             peer,
             origin,
@@ -139,7 +144,8 @@ impl Link {
             asks: Semaphore::new(limits.asks_in_flight as usize),
             streams: Arc::new(Semaphore::new(limits.streams_open as usize)),
             written: Semaphore::new(0),
-            ask_budget: Arc::new(Semaphore::new(budget_units)),
+            ask_budget: budget(limits.ask_bytes),
+            reply_budget: budget(limits.reply_bytes),
             monitors: Mutex::new(Some(HashMap::new())),
             monitors_max: limits.monitors,
             next_monitor: AtomicU64::new(0),
@@ -262,8 +268,12 @@ impl Link {
             // Only a reason with a text of megabytes does not fit.
             encode(Kind::Down, &(id, Exit::Error("exit reason too long to send".into())), self.frame_bytes)
         });
-        if let Ok(frame) = frame {
-            let _ = self.control.push_unbounded(&frame);
+        if let Ok(frame) = frame
+            && self.control.push_unbounded(&frame) == Err(PushError::Full)
+        {
+            // A Down that is not told would be a promise broken; the end of the connection is one that is kept.
+            let text = "reads nothing of what it watches";
+            self.close(CloseCode::Protocol, LossReason::Protocol(text.into()), text);
         }
     }
 
@@ -569,13 +579,17 @@ async fn read_request(
     if !matches!(header.kind, Kind::Ask | Kind::Open) {
         return Err(FrameError::Unexpected(header.kind).into());
     }
-    let most = c.node.limits.ask_bytes / BUDGET_UNIT_BYTES;
-    let units = header.payload_bytes.div_ceil(BUDGET_UNIT_BYTES).clamp(1, most.max(1));
-    let units = u32::try_from(units).unwrap_or(u32::MAX);
+    let units = units(header.payload_bytes, c.node.limits.ask_bytes);
     let budget = c.link.ask_budget.clone().acquire_many_owned(units).await;
     let payload = read_payload(recv, header.payload_bytes).await?;
     let frame = Frame { kind: header.kind, payload };
     Ok((frame, budget.ok()))
+}
+
+/// What so many bytes take of a budget; never more than all of it.
+fn units(bytes: usize, budget_bytes: usize) -> u32 {
+    let most = (budget_bytes / BUDGET_UNIT_BYTES).clamp(1, MAX_UNITS);
+    u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES).clamp(1, most)).unwrap_or(u32::MAX)
 }
 
 async fn serve_ask(c: &Context, frame: &Frame, mut send: Resetting) -> Result<(), FrameError> {
@@ -594,7 +608,18 @@ async fn serve_ask(c: &Context, frame: &Frame, mut send: Resetting) -> Result<()
         // The asker is gone, with its node or without: nobody wants the answer, so the handler's future is dropped.
         _ = given_up => return Ok(()),
     };
-    let reply = c.node.encode_reply(status, &body);
+    let limit = c.node.limits.reply_bytes;
+    // Held until QUIC has taken the reply, for which the asker has to read.
+    let budget = c.link.reply_budget.try_acquire_many(units(body.len(), limit));
+    let reply = match &budget {
+        Ok(_) => c.node.encode_reply(status, &body),
+        Err(_) => {
+            let text =
+                format!("{limit} bytes of replies to {} wait to be read: ask for less at a time", c.link.peer.node);
+            c.node.encode_reply(status::FAILED, text.as_bytes())
+        }
+    };
+    drop(body);
     Counters::add(&c.slot.counters.sent);
     if send.write(reply).await.is_ok() {
         send.finish();

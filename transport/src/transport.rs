@@ -600,15 +600,10 @@ async fn wind_down(node: Arc<Node>, mut stopping: watch::Receiver<bool>) {
 }
 
 fn quic_config(limits: &crate::config::Limits, timings: &crate::config::Timings) -> quinn::TransportConfig {
-    // The streams a peer may open: the hello's, one for each ask and each body, and a few that are just closing.
-    const STREAMS_CLOSING: u32 = 64;
     let mut quic = quinn::TransportConfig::default();
-    let bi_streams = limits.asks_in_flight.saturating_add(limits.streams_open).saturating_add(STREAMS_CLOSING);
     let idle = VarInt::from_u64(timings.idle_timeout_ms).unwrap_or(VarInt::MAX);
-    // No limit of the connection as a whole beyond what the streams add up to: bodies that nobody reads must not keep an
-    // exit from being told.
-    let window = u64::from(limits.stream_window_bytes) * (u64::from(bi_streams) + 1);
-    quic.max_concurrent_bidi_streams(bi_streams.into())
+    let window = limits.unread_bytes() as u64;
+    quic.max_concurrent_bidi_streams(limits.bidi_streams().into())
         .max_concurrent_uni_streams(1u32.into())
         .stream_receive_window(limits.stream_window_bytes.into())
         .receive_window(VarInt::from_u64(window).unwrap_or(VarInt::MAX))

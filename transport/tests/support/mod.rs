@@ -1,6 +1,8 @@
 //! Test clusters in one process: certificates of a CA made for the test, nodes on 127.0.0.1:0.
 #![allow(dead_code)] // Each test file uses a part of it.
 
+pub mod evil;
+
 use std::{
     future::Future,
     net::SocketAddr,
