@@ -179,12 +179,12 @@ impl Limits {
     /// what arrived and is not taken, requests and replies, tells that wait, what is told to it, monitors. A node whose
     /// certificate is not of the cluster holds nothing but a place among the `handshakes`.
     ///
-    /// The paths and types of what handlers keep themselves are not in it.
+    /// Not in it: what handlers keep themselves, and one message up to 16 KiB for each path that is served here.
     pub fn peer_bytes_max(&self) -> usize {
         let unread = self.unread_bytes();
         let lanes = 2 * self.frame_bytes + self.outbox_bytes * (1 + URGENT_FACTOR);
         let streams = self.bidi_streams() as usize * STREAM_BYTES;
-        let monitors = 2 * self.monitors * MONITOR_BYTES;
+        let monitors = self.monitors * MONITOR_BYTES;
         // Both ways: what it sent and we do not read, what we sent and it does not acknowledge.
         [
             2 * unread,
@@ -230,6 +230,8 @@ pub struct Timings {
     pub backoff_initial_ms: u64,
     /// Longest pause between dials.
     pub backoff_max_ms: u64,
+    /// A request must be complete this long after its stream was opened.
+    pub request_read_ms: u64,
     /// `open_stream` gives up after this.
     pub open_stream_ms: u64,
     /// How long a full inbox holds up its lane before it starts to drop.
@@ -249,10 +251,22 @@ impl Default for Timings {
             connect_timeout_ms: 2_000,
             backoff_initial_ms: 50,
             backoff_max_ms: 2_000,
+            request_read_ms: 30_000,
             open_stream_ms: 10_000,
             inbox_wait_ms: 1_000,
             close_flush_ms: 500,
             certificate_check_ms: 5_000,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_limits_of_one_peer_add_up_to_what_the_readme_says() {
+        let mib = Limits::default().peer_bytes_max() >> 20;
+        assert!((730..750).contains(&mib), "{mib} MiB");
     }
 }

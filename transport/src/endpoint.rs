@@ -349,7 +349,7 @@ async fn accept(node: Arc<Node>, incoming: Incoming, _place: Place) {
             Ok(connecting) => connecting.await,
             Err(error) => Err(error),
         };
-        let conn = conn.map_err(|error| tls_refusal(&error))?;
+        let conn = conn.map_err(|error| tls_refusal(&error).or_else(|| refusal_by_peer(&error)))?;
         welcome(&node, &conn, identity)
             .await
             .map_err(|(name, refusal)| refusal.map(|refusal| (conn, name, refusal)))

@@ -50,11 +50,8 @@ const READ_CHUNK_BYTES: usize = 32 << 10;
 /// How long the lanes of a closed connection are read on, for what had arrived before the close.
 const DRAIN_MS: u64 = 100;
 
-/// A request must be complete this long after its stream was opened.
-const REQUEST_READ_MS: u64 = 30_000;
-
 /// Certificates that a peer may show in one connection; one more costs the connection. Each costs a signature's check.
-const IDENTITIES_SHOWN_MAX: u32 = 10_000;
+const IDENTITIES_SHOWN_MAX: u32 = 1_000;
 
 /// Granularity of the request byte budget.
 const BUDGET_UNIT_BYTES: usize = 1 << 10;
@@ -551,7 +548,8 @@ async fn accept_streams(c: Context) {
 }
 
 async fn serve_stream(c: Context, send: quinn::SendStream, mut recv: quinn::RecvStream) {
-    let request = tokio::time::timeout(Duration::from_millis(REQUEST_READ_MS), read_request(&c, &mut recv));
+    let request =
+        tokio::time::timeout(Duration::from_millis(c.node.timings.request_read_ms), read_request(&c, &mut recv));
     let send = Resetting::new(send);
     match request.await {
         Ok(Ok(_)) if c.link.is_cast_out() => drop(send),

@@ -67,7 +67,7 @@ async fn silent_handshakes_are_over_after_the_connect_timeout() {
     let (ca, node, decent) = scene_with(|config| {
         config.limits.handshakes = 4;
         config.limits.handshakes_per_address = 4;
-        config.timings.connect_timeout_ms = 300;
+        config.timings.connect_timeout_ms = 2_000;
     })
     .await;
     let mut silent = vec![];
@@ -265,6 +265,29 @@ async fn requests_beyond_the_bytes_of_a_peer_wait_unread() {
         within(asked).await.expect("answered");
     }
     assert_eq!(most.load(Ordering::SeqCst), 4);
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_come_to_its_end_is_given_up() {
+    let (ca, node, decent) = scene_with(|config| config.timings.request_read_ms = 100).await;
+    let heard = Arc::new(Semaphore::new(0));
+    let hears = heard.clone();
+    node.serve::<Number, _, _>("told", move |_, _| {
+        hears.add_permits(1);
+        async { Ok(()) }
+    });
+    let (evil, _send, _recv) = Evil::welcomed(&ca, &node).await;
+    let request = ask("echo", &Echo("never whole".into()));
+    for part in [&request[..3], &request[..20], &request[..request.len() - 1]] {
+        let (_send, mut recv) = evil.say(part).await;
+        let error = within(recv.read_to_end(100)).await.expect_err("not answered");
+        assert!(matches!(error, quinn::ReadToEndError::Read(quinn::ReadError::Reset(_))), "{error}");
+    }
+    // A tell, for an ask has to be read in time as well.
+    decent.tell("a", "told", &Number(1)).expect("connected");
+    within(heard.acquire()).await.expect("open").forget();
+    assert!(node.is_connected("evil"));
     close(&[&node, &decent]).await;
 }
 

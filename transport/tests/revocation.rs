@@ -62,7 +62,7 @@ async fn a_revoked_node_is_down_when_revoke_returns_and_every_monitor_has_fired_
 }
 
 #[tokio::test]
-async fn a_node_revoked_before_it_connects_is_refused_and_not_dialed() {
+async fn a_node_revoked_before_it_connects_is_refused_with_a_reason_on_both_sides() {
     let ca = Ca::new();
     let mut config = ca.config("a", 1);
     config.revoked.nodes.insert("b".into());
@@ -72,13 +72,25 @@ async fn a_node_revoked_before_it_connects_is_refused_and_not_dialed() {
     assert_eq!(refusal(event(&mut at_a, |_| true).await), Refusal::Revoked("b".into()));
     let told = refusal(event(&mut at_b, |_| true).await);
     assert_eq!(told, Refusal::ByPeer("node b is revoked".into()));
-    b.remove_peer("a");
-    let dialed = b.peers()[0].received_bytes;
+    close(&[&a, &b]).await;
+}
+
+#[tokio::test]
+async fn a_revoked_node_is_not_dialed_until_it_is_reinstated() {
+    let ca = Ca::new();
+    let (a, b) = (ca.start("a", 1), ca.start("b", 1));
+    a.revoke("b");
+    let (mut at_a, mut at_b) = (a.events(), b.events());
     a.set_peer("b", b.local_addr());
-    assert_eq!(refusal(event(&mut at_a, refused).await), Refusal::Revoked("b".into()));
+    for _ in 0..3 {
+        assert_eq!(refusal(event(&mut at_a, |_| true).await), Refusal::Revoked("b".into()));
+    }
     let asked = within(a.ask("b", "echo", &Echo("?".into()), Duration::from_millis(50))).await;
     assert!(matches!(asked, Err(AskError::Refused { .. })), "{asked:?}");
-    assert_eq!(b.peers()[0].received_bytes, dialed);
+    a.reinstate("b");
+    // Had it been dialed before, the first thing that it heard would have been a refusal.
+    let first = event(&mut at_b, |_| true).await;
+    assert_eq!(first, PeerEvent::Up { node: "a".into(), incarnation: 1 });
     close(&[&a, &b]).await;
 }
 
