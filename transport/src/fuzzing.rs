@@ -9,7 +9,7 @@ use crate::{
     frame::{Ask, Decoder, Frame, FrameError, HEADER_BYTES, Kind, MonitorPath, Open, Reply, Tell, encode},
     hello::{Hello, Me, Origin, Verdict, View, Welcome},
     reauth::{self, Proof},
-    tls::{check_names, node_of},
+    tls::{node_of, window_of},
 };
 
 /// Small, so that the fuzzer meets the limit and frames of both sizes.
@@ -148,12 +148,21 @@ pub fn hello(data: &[u8]) {
     }
 }
 
-/// A certificate as it comes out of the handshake. Whoever is found in it has a name that can stand in one.
+/// A certificate as it comes out of the handshake. Whoever is found in it has the name of a node, as RFC 1123 has it, and
+/// one that can be dialed.
 pub fn certificate(data: &[u8]) {
-    let certificate = CertificateDer::from(data);
-    if let Ok(node) = node_of(&certificate, CLUSTER) {
-        check_names(CLUSTER, &node).expect("a node's name");
+    let Ok(node) = node_of(&CertificateDer::from(data), CLUSTER) else {
+        return;
+    };
+    assert!(node.len() + ".node.test.phalanx".len() <= 253, "{node}");
+    for label in node.split('.') {
+        assert!((1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-'), "{node}");
+        assert!(label.chars().all(|c| matches!(c, 'a'..='z' | '0'..='9' | '-')), "{node}");
     }
+    // The name is there, letter by letter.
+    let name = format!("{node}.node.test.phalanx");
+    assert!(data.windows(name.len()).any(|window| window == name.as_bytes()), "{node} out of nowhere");
+    let _ = window_of(&CertificateDer::from(data));
 }
 
 /// A certificate shown on an open connection, as the payload of its frame. Nobody but the owner of a key can prove

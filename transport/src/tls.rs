@@ -184,7 +184,11 @@ pub(crate) fn node_of(certificate: &CertificateDer<'_>, cluster: &str) -> Result
         Err(e) => return Err(refuse(format!("unreadable names ({e})"))),
     };
     let suffix = server_name(cluster, "");
-    let mut nodes = names.iter().filter_map(|name| name.strip_suffix(&suffix)).filter(|node| is_node_name(node));
+    let mut nodes = names
+        .iter()
+        .filter(|name| name.len() <= MAX_NAME_BYTES)
+        .filter_map(|name| name.strip_suffix(&suffix))
+        .filter(|node| is_node_name(node));
     match (nodes.next(), nodes.next()) {
         (Some(node), None) => Ok(node.into()),
         // A certificate for two nodes could be either of them.
@@ -241,6 +245,8 @@ mod tests {
             vec!["localhost".into()],
             vec![server_name("c1", "n1"), server_name("c1", "n2")],
             vec!["node.c1.phalanx".into()],
+            // Longer than a DNS name can be: nobody could dial it.
+            vec![server_name("c1", &["abcdefghi"; 25].join("."))],
         ] {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             assert!(matches!(node_of(&certificate(&names), "c1"), Err(Refusal::CertificateName { .. })));
