@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!  set_trust, set_revoked, the clock ──► every link: would its certificate be taken now? ──no──► closed, Down
-//!  set_identity ──► checked ──► handshakes from now on, and each link gets the new certificate (see `reauth`)
+//!  set_identity ──► checked ──► handshakes from now on, and each link gets the new certificate (see `standing`)
 //!  renewal (pure) ──due──► the hook of renew_with ──► set_identity, or again after a pause
 //! ```
 
@@ -30,11 +30,11 @@ use crate::{
     endpoint::{Node, Phase},
     error::IdentityError,
     event::{IdentityEvent, LossReason, NodeName, Refusal},
-    link::{CloseCode, Link},
+    link::CloseCode,
     peer::PeerSlot,
     reauth::CHAIN_MAX,
     renewal::{Renewal, Step},
-    tls::{Clock, Side, Tls, server_name, window_of},
+    tls::{Clock, Side, Tls, server_name},
     transport::Transport,
 };
 
@@ -197,17 +197,6 @@ fn now_secs(clock: &Clock) -> u64 {
     clock.current_time().map_or(0, |now| now.as_secs())
 }
 
-/// When a certificate chain that is good now has to be looked at again: when the first part of it has expired.
-pub(crate) fn check_again_secs(chain: &[CertificateDer<'_>], now_secs: u64) -> u64 {
-    chain
-        .iter()
-        .filter_map(window_of)
-        .map(|window| window.not_after_secs.saturating_add(1))
-        .filter(|expired| *expired > now_secs)
-        .min()
-        .unwrap_or(u64::MAX)
-}
-
 impl Node {
     fn change(
         &self,
@@ -250,7 +239,7 @@ impl Node {
             let Some(link) = slot.link() else {
                 continue;
             };
-            if !expired_only || link.check_again_secs() <= now_secs {
+            if !expired_only || link.standing.check_again_secs() <= now_secs {
                 self.recheck_peer(&slot);
             }
         }
@@ -444,28 +433,6 @@ impl Transport {
             *renewal = Renewal::new(renewal.window(), credentials.now_secs(), rand::random());
         }
         credentials.wake.notify_one();
-    }
-}
-
-impl Link {
-    /// Whether the link may be, now: one of the two certificates that its peer has proven must be good, the newest first.
-    /// Notes when to look again.
-    fn admit(&self, credentials: &Credentials, cluster: &str, now_secs: u64) -> Result<(), Refusal> {
-        let proven = self.proven();
-        let admit = |chain| credentials.admit(cluster, &self.peer.node, chain, self.side());
-        let newest = proven.newest.as_ref().map(|newest| admit(newest));
-        let good = match newest {
-            Some(Ok(())) => {
-                self.newest_is_good();
-                self.proven().good
-            }
-            _ => {
-                admit(&proven.good)?;
-                proven.good
-            }
-        };
-        self.set_check_again_secs(check_again_secs(&good, now_secs));
-        Ok(())
     }
 }
 

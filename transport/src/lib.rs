@@ -40,6 +40,7 @@ mod peer;
 mod reauth;
 mod registry;
 mod renewal;
+mod standing;
 mod stream;
 mod tls;
 mod transport;

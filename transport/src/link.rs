@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -14,15 +14,13 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use phalanx_actors::Exit;
 use quinn::{Connection, ConnectionError, ReadError, VarInt};
-use rustls::pki_types::CertificateDer;
 use tokio::{
     sync::{Semaphore, oneshot},
     task::JoinSet,
 };
 
 use crate::{
-    config::{Identity, Limits},
-    credentials::check_again_secs,
+    config::Limits,
     endpoint::{Node, presented},
     event::{LossReason, Peer},
     frame::{
@@ -33,10 +31,9 @@ use crate::{
     monitor::Watcher,
     outbox::{Outbox, PushError},
     peer::{Counters, PeerSlot},
-    reauth::{self, Proof},
     registry::{Call, Failure},
+    standing::Standing,
     stream::{self, Resetting},
-    tls::{Side, node_of},
 };
 
 /// Stream priorities: exits and leases before messages, messages before bodies.
@@ -49,9 +46,6 @@ const READ_CHUNK_BYTES: usize = 32 << 10;
 
 /// How long the lanes of a closed connection are read on, for what had arrived before the close.
 const DRAIN_MS: u64 = 100;
-
-/// Certificates that a peer may show in one connection; one more costs the connection. Each costs a signature's check.
-const IDENTITIES_SHOWN_MAX: u32 = 1_000;
 
 /// Granularity of the request byte budget.
 const BUDGET_UNIT_BYTES: usize = 1 << 10;
@@ -78,17 +72,6 @@ impl CloseCode {
     }
 }
 
-/// A certificate and those that lead from it to the root, leaf first.
-pub(crate) type Chain = Arc<[CertificateDer<'static>]>;
-
-/// What the peer has proven to be its own.
-#[derive(Clone)]
-pub(crate) struct Proven {
-    pub(crate) good: Chain,
-    /// Not trusted here, or not yet, or not looked at.
-    pub(crate) newest: Option<Chain>,
-}
-
 /// Monitors that we hold on the peer, by the id that we gave them; `None` once the link is lost.
 type Monitors = Option<HashMap<u64, oneshot::Sender<Exit>>>;
 
@@ -111,15 +94,9 @@ pub(crate) struct Link {
     watched: Mutex<HashMap<u64, (Arc<str>, u64)>>,
     /// Why we closed it.
     cause: Mutex<Option<LossReason>>,
-    /// Closed because its peer is not let in any more: nothing that it sent is begun to be handled.
-    cast_out: AtomicBool,
-    /// The certificates that the peer has proven: the one that was good when last looked at, and the newest.
-    proven: Mutex<Proven>,
-    /// Certificates that the peer has shown after the handshake.
-    shown: AtomicU32,
-    /// When the clock alone may have made it worthless, in seconds since 1970.
-    check_again_secs: AtomicU64,
-    frame_bytes: usize,
+    /// What the peer has proven to be.
+    pub(crate) standing: Standing,
+    pub(crate) frame_bytes: usize,
 }
 
 impl std::fmt::Debug for Link {
@@ -130,7 +107,7 @@ impl std::fmt::Debug for Link {
 
 impl Link {
     pub(crate) fn new(peer: Peer, origin: Origin, conn: Connection, limits: &Limits, now_secs: u64) -> Self {
-        let certificate: Chain = presented(&conn).into();
+        let standing = Standing::new(presented(&conn), now_secs);
         let budget = |bytes: usize| Arc::new(Semaphore::new((bytes / BUDGET_UNIT_BYTES).clamp(1, MAX_UNITS)));
         Self {
             peer,
@@ -148,10 +125,7 @@ impl Link {
             next_monitor: AtomicU64::new(0),
             watched: Mutex::default(),
             cause: Mutex::default(),
-            cast_out: AtomicBool::new(false),
-            check_again_secs: AtomicU64::new(check_again_secs(&certificate, now_secs)),
-            proven: Mutex::new(Proven { good: certificate, newest: None }),
-            shown: AtomicU32::new(0),
+            standing,
             frame_bytes: limits.frame_bytes,
         }
     }
@@ -160,70 +134,6 @@ impl Link {
     pub(crate) fn close(&self, code: CloseCode, cause: LossReason, text: &str) {
         self.cause.lock().get_or_insert(cause);
         self.conn.close(VarInt::from_u32(code as u32), text.as_bytes());
-    }
-
-    /// Closes the connection to a peer that is not let in any more; nothing more of it is handled.
-    pub(crate) fn cast_out(&self, code: CloseCode, cause: LossReason, text: &str) {
-        self.cast_out.store(true, Ordering::Release);
-        self.close(code, cause, text);
-    }
-
-    pub(crate) fn is_cast_out(&self) -> bool {
-        self.cast_out.load(Ordering::Acquire)
-    }
-
-    /// Which side of the connection the peer is.
-    pub(crate) fn side(&self) -> Side {
-        if self.origin.dialed_by_us { Side::Acceptor } else { Side::Dialer }
-    }
-
-    /// Proves our own certificate to the peer, on this connection.
-    pub(crate) fn show_identity(&self, identity: &Identity) {
-        let own = if self.origin.dialed_by_us { Side::Dialer } else { Side::Acceptor };
-        let Some(binding) = self.binding(own) else {
-            // Closed meanwhile.
-            return;
-        };
-        let shown = reauth::prove(&identity.cert_chain, &identity.key, &binding)
-            .map_err(|e| e.to_string())
-            .and_then(|proof| encode(Kind::Identity, &proof, self.frame_bytes).map_err(|e| format!("{e:?}")));
-        match shown {
-            Ok(frame) => {
-                let _ = self.control.push_unbounded(&frame);
-            }
-            Err(error) => tracing::warn!(
-                node = %self.peer.node,
-                "{} cannot be shown the new certificate, its connection ends with the old one: {error}",
-                self.peer.node
-            ),
-        }
-    }
-
-    fn binding(&self, prover: Side) -> Option<[u8; reauth::BINDING_BYTES]> {
-        let mut binding = [0; reauth::BINDING_BYTES];
-        let context = reauth::exporter_context(prover);
-        self.conn.export_keying_material(&mut binding, reauth::EXPORTER_LABEL, context).ok()?;
-        Some(binding)
-    }
-
-    pub(crate) fn proven(&self) -> Proven {
-        self.proven.lock().clone()
-    }
-
-    /// The newest certificate is the good one from now on.
-    pub(crate) fn newest_is_good(&self) {
-        let mut proven = self.proven.lock();
-        if let Some(newest) = proven.newest.take() {
-            proven.good = newest;
-        }
-    }
-
-    pub(crate) fn check_again_secs(&self) -> u64 {
-        self.check_again_secs.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_check_again_secs(&self, secs: u64) {
-        self.check_again_secs.store(secs, Ordering::Relaxed);
     }
 
     pub(crate) fn bytes(&self) -> (u64, u64) {
@@ -428,7 +338,7 @@ async fn take_frame(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameE
             }
             Ok(())
         }
-        (Kind::Identity, Lane::Control) => take_identity(c, &frame.read()?),
+        (Kind::Identity, Lane::Control) => c.link.take_identity(&c.node, &c.slot, &frame.read()?),
         (Kind::Down, Lane::Control) => {
             let (id, reason): (u64, Exit) = frame.read()?;
             let sender = c.link.monitors.lock().as_mut().and_then(|m| m.remove(&id));
@@ -516,27 +426,6 @@ fn take_monitor(c: &Context, monitor: &MonitorPath<'_>) -> Result<(), FrameError
             c.node.registry.unwatch(&path, watch);
         }
     }
-    Ok(())
-}
-
-/// The peer has another certificate.
-fn take_identity(c: &Context, proof: &Proof<'_>) -> Result<(), FrameError> {
-    let reject = |reason: String| FrameError::Identity(reason);
-    if c.link.shown.fetch_add(1, Ordering::Relaxed) >= IDENTITIES_SHOWN_MAX {
-        return Err(reject(format!("more than {IDENTITIES_SHOWN_MAX} in one connection")));
-    }
-    let Some(binding) = c.link.binding(c.link.side()) else {
-        return Ok(());
-    };
-    let chain = reauth::check(proof, &binding).map_err(reject)?;
-    match node_of(&chain[0], &c.node.me.cluster) {
-        Ok(node) if node == *c.link.peer.node => {}
-        Ok(node) => return Err(reject(format!("it is of node {node}"))),
-        Err(refusal) => return Err(reject(refusal.to_string())),
-    }
-    // Taken even if it is not trusted here yet: the roots may come after it.
-    c.link.proven.lock().newest = Some(chain.into());
-    c.node.recheck_peer(&c.slot);
     Ok(())
 }
 
