@@ -5,10 +5,31 @@ mod support;
 
 use std::time::Duration;
 
+use phalanx_actors::{Actor, ChildSpec, Ctx, Handler, Message, Reply, Strategy, SupervisorSpec, System};
 use phalanx_transport::{Limits, Timings};
 use support::{evil::*, *};
 
 const MIB: usize = 1 << 20;
+
+/// What is watched: the dearest monitors are those on an exposed actor.
+struct Watched;
+
+impl Actor for Watched {}
+
+impl Message for Echo {
+    type Reply = String;
+}
+
+impl Handler<Echo> for Watched {
+    fn handle(&mut self, Echo(text): Echo, _: &mut Ctx<Self>) -> Reply<String> {
+        text.into()
+    }
+}
+
+const MONITORS: u64 = 10_000;
+
+/// Of four tells each.
+const ROUNDS: u64 = 80;
 
 /// Resident memory of this process, in bytes.
 fn resident_bytes() -> usize {
@@ -28,12 +49,12 @@ async fn one_peer_cannot_make_a_node_hold_more_than_its_limits_add_up_to() {
         ask_bytes: 4 * MIB,
         reply_bytes: 4 * MIB,
         streams_open: 16,
-        monitors: 1_000,
+        monitors: MONITORS as usize,
         stream_window_bytes: 64 << 10,
         ..Limits::default()
     };
     let most = limits.peer_bytes_max();
-    assert!(most < 40 * MIB, "{most}");
+    assert!(most < 45 * MIB, "{most}");
     let (ca, node, decent) = scene_with(|config| {
         config.limits = limits.clone();
         config.timings = Timings { inbox_wait_ms: 1, idle_timeout_ms: 600_000, ..config.timings.clone() };
@@ -44,6 +65,10 @@ async fn one_peer_cannot_make_a_node_hold_more_than_its_limits_add_up_to() {
         let _held = (send, recv);
         std::future::pending().await
     });
+    let system = System::builder("node").build().expect("starts");
+    let spec = SupervisorSpec::new("top", Strategy::OneForOne).child(ChildSpec::actor("watched", || Watched));
+    let _supervisor = system.start(spec).await.expect("starts");
+    node.expose::<Watched, Echo>("watched", system.named("top/watched"));
     // The client's own memory is small.
     let mut dial = Dial::new(&ca);
     dial.quic.send_window(256 << 10).stream_receive_window((1u32 << 10).into());
@@ -57,14 +82,20 @@ async fn one_peer_cannot_make_a_node_hold_more_than_its_limits_add_up_to() {
     let aside = tell("nowhere", &Echo("x".repeat(MIB - 200)));
     let mut sent = 0;
     // Small messages that wait, each amid megabytes that do not: what waits must not keep those.
-    for _ in 0..60 {
+    for _ in 0..ROUNDS {
         for told in [&small, &aside, &small, &large] {
             within(lane.write_all(told)).await.expect("open");
             sent += told.len();
         }
     }
-    let watches: Vec<u8> = (0..1_000).flat_map(|id| monitor(id, "stuck")).collect();
-    within(control.write_all(&watches)).await.expect("open");
+    let tells = resident_bytes().saturating_sub(before);
+    for id in 0..MONITORS {
+        within(control.write_all(&monitor(id, "watched"))).await.expect("open");
+    }
+    // Whatever comes after them on their lane.
+    within(control.write_all(&tell("nowhere", &Echo("seen".into())))).await.expect("open");
+    until(|| node.peers().iter().any(|peer| &*peer.node == "evil" && peer.received_messages == 4 * ROUNDS + 1)).await;
+    let monitors = resident_bytes().saturating_sub(before + tells);
     // Half-open streams of every kind, until no more is taken: large heads, large requests, heads without end, bodies.
     let head = open("stuck", &vec![7; MIB / 2]);
     let request = ask("stuck", &Echo("x".repeat(MIB / 2)));
@@ -89,8 +120,17 @@ async fn one_peer_cannot_make_a_node_hold_more_than_its_limits_add_up_to() {
     }
     assert!(sent > 3 * most && streams.len() > 16, "{sent} bytes, {} streams: no flood", streams.len());
     let held = resident_bytes().saturating_sub(before);
-    println!("{} KiB held of {} KiB allowed, {} KiB sent", held >> 10, most >> 10, sent >> 10);
+    println!(
+        "{} KiB held of {} KiB allowed ({} KiB tells, {} KiB monitors), {} KiB sent",
+        held >> 10,
+        most >> 10,
+        tells >> 10,
+        monitors >> 10,
+        sent >> 10
+    );
     assert!(held <= most, "{} KiB held, at most {} KiB are allowed", held >> 10, most >> 10);
+    assert!(node.is_connected("evil"));
     serves(&ca, &node, &decent).await;
     close(&[&node, &decent]).await;
+    system.shutdown().await;
 }
