@@ -126,7 +126,8 @@ pub struct Limits {
     /// Bytes of requests from one peer being read or handled; further requests wait unread.
     pub ask_bytes: usize,
     /// Bytes of replies to one peer that wait until it takes them; a reply beyond that is not kept, its asker is told so
-    /// (`AskError::Remote`).
+    /// (`AskError::Remote`). And bytes of replies from one peer that are being read; further ones wait unread, at most until
+    /// the deadline of their asks.
     pub reply_bytes: usize,
     /// Open streams to one peer; further ones wait, at most `open_stream_ms`.
     pub streams_open: u32,
@@ -181,13 +182,13 @@ impl Limits {
     ///
     /// Not in it: what handlers keep themselves, and one message up to 16 KiB for each path that is served here.
     pub fn peer_bytes_max(&self) -> usize {
-        let unread = self.unread_bytes();
+        // What it sent and we do not read, what we sent and it does not acknowledge.
+        let windows = self.unread_bytes().saturating_add(self.unacknowledged_bytes());
         let lanes = 2 * self.frame_bytes + self.outbox_bytes * (1 + URGENT_FACTOR);
         let streams = self.bidi_streams() as usize * STREAM_BYTES;
         let monitors = self.monitors * MONITOR_BYTES;
-        // Both ways: what it sent and we do not read, what we sent and it does not acknowledge.
         [
-            2 * unread,
+            windows,
             self.ask_bytes,
             self.reply_bytes,
             self.inboxes_bytes,
@@ -206,14 +207,20 @@ impl Limits {
         self.asks_in_flight.saturating_add(self.streams_open).saturating_add(STREAMS_CLOSING)
     }
 
-    /// Bytes that a peer may have sent on all its streams and nobody here has taken. Room for every body that it may open,
-    /// for both lanes, and for as many requests again as are being handled: bodies that nobody reads must not keep an exit
-    /// from being told.
+    /// Bytes that a peer may have sent on all its streams and nobody here has taken: what the streams add up to. With less,
+    /// requests that wait for others to be handled, or bodies that nobody reads, could take up what those others need to
+    /// come to their end, and what an exit needs to be told.
     pub(crate) fn unread_bytes(&self) -> usize {
+        (self.bidi_streams() as usize + 1).saturating_mul(self.stream_window_bytes as usize)
+    }
+
+    /// Bytes that a peer may leave unacknowledged; further ones wait to be sent. Room for every body and both lanes, and for
+    /// as many replies as may be waiting.
+    pub(crate) fn unacknowledged_bytes(&self) -> usize {
         (self.streams_open as usize)
             .saturating_add(2)
             .saturating_mul(self.stream_window_bytes as usize)
-            .saturating_add(self.ask_bytes)
+            .saturating_add(self.reply_bytes)
     }
 }
 
@@ -267,6 +274,6 @@ mod tests {
     #[test]
     fn the_default_limits_of_one_peer_add_up_to_what_the_readme_says() {
         let mib = Limits::default().peer_bytes_max() >> 20;
-        assert!((730..750).contains(&mib), "{mib} MiB");
+        assert!((955..970).contains(&mib), "{mib} MiB");
     }
 }

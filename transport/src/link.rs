@@ -86,7 +86,10 @@ pub(crate) struct Link {
     /// One permit from each lane's writer when all that it was given has been acknowledged.
     pub(crate) written: Semaphore,
     ask_budget: Arc<Semaphore>,
+    /// Bytes of replies to the peer.
     reply_budget: Arc<Semaphore>,
+    /// Bytes of replies of the peer.
+    answer_budget: Arc<Semaphore>,
     monitors: Mutex<Monitors>,
     monitors_max: usize,
     next_monitor: AtomicU64,
@@ -120,6 +123,7 @@ impl Link {
             written: Semaphore::new(0),
             ask_budget: budget(limits.ask_bytes),
             reply_budget: budget(limits.reply_bytes),
+            answer_budget: budget(limits.reply_bytes),
             monitors: Mutex::new(Some(HashMap::new())),
             monitors_max: limits.monitors,
             next_monitor: AtomicU64::new(0),
@@ -618,12 +622,21 @@ async fn read_payload(recv: &mut quinn::RecvStream, payload_bytes: usize) -> Res
     Ok(payload.freeze())
 }
 
-/// Reads the reply of an ask or open.
-pub(crate) async fn read_reply(recv: &mut quinn::RecvStream, limit: usize) -> Result<(u8, Bytes), ReadFrameError> {
-    let frame = read_frame(recv, limit).await?;
-    if frame.kind != Kind::Reply {
-        return Err(FrameError::Unexpected(frame.kind).into());
+/// Reads the reply of an ask or open. Replies from one peer that are being read have a budget: one that asks for a thousand
+/// things at once must not get a thousand of the largest answers at once.
+pub(crate) async fn read_reply(
+    link: &Link,
+    recv: &mut quinn::RecvStream,
+    limits: &Limits,
+) -> Result<(u8, Bytes), ReadFrameError> {
+    let header = read_header(recv, limits.frame_bytes).await?;
+    if header.kind != Kind::Reply {
+        return Err(FrameError::Unexpected(header.kind).into());
     }
+    // Never closed: an error would only mean that there is no bound.
+    let _budget = link.answer_budget.acquire_many(units(header.payload_bytes, limits.reply_bytes)).await;
+    let payload = read_payload(recv, header.payload_bytes).await?;
+    let frame = Frame { kind: header.kind, payload };
     let reply: Reply<'_> = frame.read()?;
     Ok((reply.status, frame.payload.slice_ref(reply.body)))
 }

@@ -602,12 +602,12 @@ async fn wind_down(node: Arc<Node>, mut stopping: watch::Receiver<bool>) {
 fn quic_config(limits: &crate::config::Limits, timings: &crate::config::Timings) -> quinn::TransportConfig {
     let mut quic = quinn::TransportConfig::default();
     let idle = VarInt::from_u64(timings.idle_timeout_ms).unwrap_or(VarInt::MAX);
-    let window = limits.unread_bytes() as u64;
+    let window = VarInt::from_u64(limits.unread_bytes() as u64).unwrap_or(VarInt::MAX);
     quic.max_concurrent_bidi_streams(limits.bidi_streams().into())
         .max_concurrent_uni_streams(1u32.into())
         .stream_receive_window(limits.stream_window_bytes.into())
-        .receive_window(VarInt::from_u64(window).unwrap_or(VarInt::MAX))
-        .send_window(window)
+        .receive_window(window)
+        .send_window(limits.unacknowledged_bytes() as u64)
         .max_idle_timeout(Some(IdleTimeout::from(idle)))
         .keep_alive_interval(Some(Duration::from_millis(timings.keep_alive_ms)))
         .initial_rtt(INITIAL_RTT)

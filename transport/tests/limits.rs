@@ -194,11 +194,11 @@ async fn a_node_that_connects_again_and_again_holds_one_connection() {
 
 #[tokio::test]
 async fn what_nobody_reads_stays_with_its_sender() {
+    const WINDOW: usize = 16 << 10;
     let (ca, node, decent) = scene_with(|config| {
-        config.limits.stream_window_bytes = 64 << 10;
+        config.limits.stream_window_bytes = WINDOW as u32;
         config.limits.streams_open = 8;
         config.limits.asks_in_flight = 8;
-        config.limits.ask_bytes = 512 << 10;
     })
     .await;
     node.serve_stream("never", |_, _, send, recv| async move {
@@ -206,26 +206,54 @@ async fn what_nobody_reads_stays_with_its_sender() {
         std::future::pending().await
     });
     let (evil, _send, _recv) = Evil::welcomed(&ca, &node).await;
-    let (mut written, mut streams) = (0, vec![]);
-    // Eighty streams of 64 KiB would be five megabytes.
-    'fill: while let Ok(stream) = tokio::time::timeout(STALL, evil.say(&open("never", b"head"))).await {
-        streams.push(stream);
-        let (send, _) = streams.last_mut().expect("pushed");
-        loop {
-            match tokio::time::timeout(STALL, send.write(&[7; 4_096])).await {
-                Ok(bytes) => written += bytes.expect("connected"),
-                Err(_) if written > 1_400 << 10 => break 'fill,
-                // The window of this stream; the next one has its own.
-                Err(_) => break,
+    let mut filling = vec![];
+    while let Ok(stream) = tokio::time::timeout(STALL, evil.say(&open("never", b"head"))).await {
+        filling.push(tokio::spawn(async move {
+            let (mut send, recv) = stream;
+            let mut written = 0;
+            while let Ok(bytes) = tokio::time::timeout(STALL, send.write(&[7; 1_024])).await {
+                written += bytes.expect("connected");
+            }
+            (written, send, recv)
+        }));
+    }
+    let (mut written, mut held) = (0, vec![]);
+    for filled in filling {
+        let (bytes, send, recv) = within(filled).await.expect("no panic");
+        assert!(bytes <= WINDOW, "{bytes} bytes in one stream");
+        written += bytes;
+        held.push((send, recv));
+    }
+    // Two times eight, those that are just closing, without the hello's.
+    assert!((1..=79).contains(&held.len()), "{} streams", held.len());
+    assert!((WINDOW..=79 * WINDOW).contains(&written), "{written} bytes in {} streams", held.len());
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
+}
+
+/// The beginnings of those that wait would fill the window of the connection, did it not hold them all.
+#[tokio::test]
+async fn requests_and_replies_that_wait_never_keep_those_from_their_end_that_they_wait_for() {
+    let (ca, node, decent) = scene_with(|config| {
+        config.limits.stream_window_bytes = 16 << 10;
+        config.limits.ask_bytes = 100 << 10;
+        config.limits.reply_bytes = 100 << 10;
+    })
+    .await;
+    node.serve::<Echo, _, _>("double", |_, Echo(text)| async move { Ok(text) });
+    decent.serve::<Echo, _, _>("double", |_, Echo(text)| async move { Ok(text) });
+    let text = "x".repeat(60 << 10);
+    for (from, to) in [(&decent, "a"), (&node, "b")] {
+        let asked: Vec<_> =
+            (0..300).map(|_| tokio::spawn(from.ask(to, "double", &Echo(text.clone()), 10 * PATIENCE))).collect();
+        for asked in asked {
+            match within(asked).await.expect("no panic") {
+                Ok(reply) => assert_eq!(reply.len(), text.len()),
+                // Replies may be given up, requests may not.
+                Err(error) => assert!(error.to_string().contains("wait to be read"), "{error}"),
             }
         }
-        if streams.len() == 80 {
-            break;
-        }
     }
-    // Ten windows and as much again as requests are handled; a window more for what was read meanwhile.
-    let most = 10 * (64 << 10) + (512 << 10) + (64 << 10);
-    assert!((64 << 10..=most).contains(&written), "{written} bytes in {} streams", streams.len());
     serves(&ca, &node, &decent).await;
     close(&[&node, &decent]).await;
 }
@@ -314,6 +342,58 @@ async fn replies_that_nobody_reads_are_given_up_beyond_their_bytes() {
         }
     }
     assert_eq!((whole, given_up), (4, 36));
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn replies_without_end_are_read_a_few_at_a_time() {
+    let (ca, node, decent) = scene_with(|config| {
+        config.limits.reply_bytes = 4 << 20;
+        config.limits.stream_window_bytes = 64 << 10;
+    })
+    .await;
+    let evil = EvilServer::dialed_by(&ca, &node).await;
+    let asked: Vec<_> =
+        (0..20).map(|_| tokio::spawn(node.ask("evil", "any", &Echo("give".into()), 10 * PATIENCE))).collect();
+    // Each reply up to its last byte, as far as it is taken.
+    let answer = reply(&"x".repeat((1 << 20) - 1_000));
+    let whole = answer.len() - 1;
+    let (mut taken, mut streams) = (0, vec![]);
+    for _ in &asked {
+        let (mut send, recv) = within(evil.conn.accept_bi()).await.expect("asked");
+        let mut written = 0;
+        while written < whole {
+            match tokio::time::timeout(STALL, send.write(&answer[written..whole])).await {
+                Ok(bytes) => written += bytes.expect("connected"),
+                Err(_) => break,
+            }
+        }
+        taken += written;
+        streams.push((send, recv, written));
+    }
+    // Four are being read; of each other one a window waits unread.
+    assert!((1 << 20..=(4 << 20) + 20 * (64 << 10)).contains(&taken), "{taken} bytes");
+    serves(&ca, &node, &decent).await;
+    // Those that are whole make room for the others.
+    let writing: Vec<_> = streams
+        .into_iter()
+        .map(|(mut send, recv, written)| {
+            let rest = answer[written..].to_vec();
+            tokio::spawn(async move {
+                let _held = recv;
+                send.write_all(&rest).await.expect("taken in the end");
+                send.finish().expect("open");
+                let _ = send.stopped().await;
+            })
+        })
+        .collect();
+    for asked in asked {
+        assert_eq!(within(asked).await.expect("no panic").map(|reply| reply.len()), Ok((1 << 20) - 1_000));
+    }
+    for writing in writing {
+        within(writing).await.expect("written");
+    }
+    evil.endpoint.close(0u32.into(), b"");
     close(&[&node, &decent]).await;
 }
 

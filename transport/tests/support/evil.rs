@@ -4,7 +4,8 @@ use std::{net::SocketAddr, sync::Arc};
 
 use phalanx_transport::{ALPN, Identity, Transport, server_name};
 use quinn::{
-    ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream, crypto::rustls::QuicClientConfig,
+    ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream,
+    crypto::rustls::{QuicClientConfig, QuicServerConfig},
 };
 use serde_bytes::Bytes;
 
@@ -105,6 +106,45 @@ impl Evil {
             other => panic!("{other}"),
         }
     }
+}
+
+/// A server without manners, dialed as `evil`; says hello and leaves the rest to the test.
+pub struct EvilServer {
+    pub endpoint: Endpoint,
+    pub conn: Connection,
+    _hello: (SendStream, RecvStream),
+}
+
+impl EvilServer {
+    /// Binds, has `node` dial it, and welcomes it.
+    pub async fn dialed_by(ca: &Ca, node: &Transport) -> Self {
+        let identity = ca.node("evil");
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let mut tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .expect("supported")
+            .with_no_client_auth()
+            .with_single_cert(identity.cert_chain, identity.key)
+            .expect("valid");
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let tls = QuicServerConfig::try_from(tls).expect("usable");
+        let config = quinn::ServerConfig::with_crypto(Arc::new(tls));
+        let endpoint = Endpoint::server(config, ([127, 0, 0, 1], 0).into()).expect("binds");
+        node.set_peer("evil", endpoint.local_addr().expect("bound"));
+        let incoming = within(endpoint.accept()).await.expect("open");
+        let conn = within(incoming.accept().expect("open")).await.expect("the certificate is valid");
+        let (mut send, mut recv) = within(conn.accept_bi()).await.expect("says hello");
+        within(recv.read_exact(&mut [0; 6])).await.expect("says hello");
+        send.write_all(&packed(2, &(1u8, CLUSTER, "evil", 1u64))).await.expect("open");
+        until(|| node.is_connected("evil")).await;
+        Self { endpoint, conn, _hello: (send, recv) }
+    }
+}
+
+/// The answer to an ask.
+pub fn reply<R: Serialize>(reply: &R) -> Vec<u8> {
+    let body = rmp_serde::to_vec(reply).expect("encodes");
+    packed(8, &(0u8, Bytes::new(&body)))
 }
 
 pub fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
