@@ -46,7 +46,7 @@ mod tls;
 mod transport;
 
 pub use config::{Identity, Limits, Timings, TransportConfig};
-pub use credentials::{Fingerprint, Revoked};
+pub use credentials::{Fingerprint, NoFingerprint, Revoked};
 pub use error::{AskError, IdentityError, SendError, StartError};
 pub use event::{IdentityEvent, LossReason, NodeName, Peer, PeerEvent, PeerInfo, PeerState, Refusal};
 pub use fault::{Direction, Faults, Target};
