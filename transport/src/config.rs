@@ -72,6 +72,9 @@ pub struct TransportConfig {
     pub revoked: Revoked,
     /// The wall clock that certificates are held against. A simulation gives its own.
     pub clock: Arc<dyn TimeProvider>,
+    /// What the transport's own randomness comes from (jitter of dials, QUIC's ids, which packets faults hit); `None`
+    /// takes the operating system's. Only for simulations: a seed that is known makes connection ids predictable.
+    pub seed: Option<u64>,
 }
 
 impl TransportConfig {
@@ -98,6 +101,7 @@ impl TransportConfig {
             network: Arc::new(UdpNetwork),
             revoked: Revoked::default(),
             clock: Arc::new(DefaultTimeProvider),
+            seed: None,
         }
     }
 }

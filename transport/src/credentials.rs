@@ -120,8 +120,9 @@ pub(crate) struct Credentials {
 }
 
 impl Credentials {
-    pub(crate) fn new(tls: Tls, revoked: Revoked, clock: Clock) -> Self {
-        let renewal = Renewal::new(tls.window(), now_secs(&clock), rand::random());
+    /// `dice` is from 0 to 1, for when the certificate is renewed.
+    pub(crate) fn new(tls: Tls, revoked: Revoked, clock: Clock, dice: f64) -> Self {
+        let renewal = Renewal::new(tls.window(), now_secs(&clock), dice);
         Self {
             changing: Mutex::default(),
             tls: RwLock::new(Arc::new(tls)),
@@ -216,7 +217,8 @@ impl Node {
     fn set_identity(&self, identity: Identity) -> Result<(), IdentityError> {
         let tls = self.change(|old| (identity, old.trust.clone()))?;
         let expires_secs = tls.window().not_after_secs;
-        *self.credentials.renewal.lock() = Renewal::new(tls.window(), self.credentials.now_secs(), rand::random());
+        *self.credentials.renewal.lock() =
+            Renewal::new(tls.window(), self.credentials.now_secs(), self.random.fraction());
         tracing::info!(expires_secs, "this node has another certificate");
         // After this every handshake that begins uses the new one.
         self.credentials.identities.fetch_add(1, Ordering::SeqCst);
@@ -344,7 +346,7 @@ fn begin_renewal(node: &Arc<Node>, first: bool) {
         let taken = answer.and_then(|identity| node.set_identity(identity).map_err(|e| e.to_string()));
         if let Err(reason) = taken {
             let credentials = &node.credentials;
-            let retry_in_secs = credentials.renewal.lock().failed(credentials.now_secs(), rand::random());
+            let retry_in_secs = credentials.renewal.lock().failed(credentials.now_secs(), node.random.fraction());
             tracing::warn!("this node's certificate was not renewed, next attempt in {retry_in_secs} s: {reason}");
             credentials.say(IdentityEvent::RenewalFailed { reason, retry_in_secs, expires_secs });
         }
@@ -430,7 +432,7 @@ impl Transport {
         {
             // An attempt that was due without a hook begins now.
             let mut renewal = credentials.renewal.lock();
-            *renewal = Renewal::new(renewal.window(), credentials.now_secs(), rand::random());
+            *renewal = Renewal::new(renewal.window(), credentials.now_secs(), self.node.random.fraction());
         }
         credentials.wake.notify_one();
     }

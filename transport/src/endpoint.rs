@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -20,8 +20,8 @@ use quinn::{Connection, ConnectionError, Endpoint, Incoming, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     runtime::Handle,
-    sync::{broadcast, watch},
-    time::timeout,
+    sync::broadcast,
+    time::{Instant, timeout},
 };
 
 use crate::{
@@ -36,8 +36,10 @@ use crate::{
     inbox::{Bounds, Inboxes},
     link::{self, CloseCode, Link, ReadFrameError, read_frame},
     peer::{PeerSlot, SlotState, Trouble},
+    random::Random,
     registry::{Call, Failure, Outcome, Registry},
     tls::{Side, Tls, node_of, server_name},
+    watch,
 };
 
 /// A link that lived so long was a success: the next dial starts with the shortest pause.
@@ -73,6 +75,7 @@ pub(crate) struct Node {
     pub(crate) credentials: Credentials,
     pub(crate) quic: Arc<quinn::TransportConfig>,
     pub(crate) faults: Arc<FaultTable>,
+    pub(crate) random: Arc<Random>,
     pub(crate) registry: Registry,
     pub(crate) events: broadcast::Sender<PeerEvent>,
     pub(crate) phase: watch::Sender<Phase>,
@@ -103,6 +106,7 @@ pub(crate) struct Parts {
     pub(crate) credentials: Credentials,
     pub(crate) quic: Arc<quinn::TransportConfig>,
     pub(crate) faults: Arc<FaultTable>,
+    pub(crate) random: Arc<Random>,
     pub(crate) events: broadcast::Sender<PeerEvent>,
 }
 
@@ -117,6 +121,7 @@ impl Node {
             credentials: parts.credentials,
             quic: parts.quic,
             faults: parts.faults,
+            random: parts.random,
             registry: Registry::default(),
             events: parts.events,
             phase: watch::Sender::new(Phase::Running),
@@ -492,6 +497,7 @@ async fn dial_loop(node: Arc<Node>, slot: Arc<PeerSlot>) {
         if let Some(link) = up {
             let since = Instant::now();
             tokio::select! {
+                biased;
                 _ = links.wait_for(|now| !now.as_ref().is_some_and(|l| Arc::ptr_eq(l, &link))) => {}
                 // Removed, perhaps.
                 () = slot.wake.notified() => continue,
@@ -506,7 +512,7 @@ async fn dial_loop(node: Arc<Node>, slot: Arc<PeerSlot>) {
                 Err(failure) => note_failure(&node, &slot, addr, failure),
             }
         }
-        let pause = backoff.next(rand::random());
+        let pause = backoff.next(node.random.fraction());
         let nudged = async {
             loop {
                 slot.wake.notified().await;
@@ -517,6 +523,7 @@ async fn dial_loop(node: Arc<Node>, slot: Arc<PeerSlot>) {
             }
         };
         tokio::select! {
+            biased;
             () = tokio::time::sleep(pause) => {}
             () = nudged => {}
             _ = phase.wait_for(|p| *p != Phase::Running) => {}

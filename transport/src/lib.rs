@@ -37,6 +37,7 @@ mod monitor;
 mod network;
 mod outbox;
 mod peer;
+mod random;
 mod reauth;
 mod registry;
 mod renewal;
@@ -44,6 +45,7 @@ mod standing;
 mod stream;
 mod tls;
 mod transport;
+mod watch;
 
 pub use config::{Identity, Limits, Timings, TransportConfig};
 pub use credentials::{Fingerprint, NoFingerprint, Revoked};
