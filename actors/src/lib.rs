@@ -43,23 +43,34 @@ mod core;
 mod ctx;
 mod error;
 mod exit;
+mod groups;
 mod inspect;
 mod panic;
 mod pid;
+mod recipient;
 mod refs;
 mod registry;
+mod schedule;
 mod shell;
+mod singleton;
 mod spec;
 mod supervisor;
 mod system;
+pub mod testkit;
 
 pub use actor::{Actor, Down, Handler, Later, Message, Replier, Reply};
 pub use ctx::{Ctx, TaskRef, TimerRef};
-pub use error::{AskError, BuildError, ChildError, SendError, StartError};
+pub use error::{AskError, BuildError, ChildError, JoinError, SendError, StartError};
 pub use exit::Exit;
+pub use groups::{GROUP_EVENTS, Group, GroupEvent, GroupInfo, GroupWatch, Member, Membership};
 pub use inspect::{ActorInfo, ArbiterInfo, Kind, State, TREE_EVENTS, TreeEvent};
 pub use pid::{MonitorRef, Pid};
+pub use recipient::{Receive, Recipient, Rejected};
 pub use refs::{Named, Ref};
+pub use singleton::{
+    Grant, Lease, LeaseError, SINGLETON_ANSWER_MS, SINGLETON_MARGIN_MS, SINGLETON_RETRY_MS, SINGLETON_STOP_MS,
+    Singleton, SingletonSettings, SingletonState, SingletonStatus, StandDown,
+};
 pub use spec::{
     Backoff, ChildSpec, MAILBOX_MESSAGES, Placement, RESTART_INTENSITY, RESTART_PERIOD_MS, Restart, Shutdown, Strategy,
     SupervisorSpec, WORKER_SHUTDOWN_MS,

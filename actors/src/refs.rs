@@ -7,6 +7,7 @@ use crate::error::{AskError, SendError};
 use crate::exit::Exit;
 use crate::panic::drop_guarded;
 use crate::pid::Pid;
+use crate::recipient::Rejected;
 use crate::shell::Host;
 use crate::system::Inner;
 use std::fmt;
@@ -76,6 +77,18 @@ impl<A: Actor> Ref<A> {
         A: Handler<M>,
     {
         self.0.pid.reserve()?;
+        self.put(message, None);
+        Ok(())
+    }
+
+    /// As [`Ref::tell`], and gives the message back when it is not taken.
+    pub fn try_tell<M: Message>(&self, message: M) -> Result<(), Rejected<M>>
+    where
+        A: Handler<M>,
+    {
+        if let Err(error) = self.0.pid.reserve() {
+            return Err(Rejected { error, message });
+        }
         self.put(message, None);
         Ok(())
     }

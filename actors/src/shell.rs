@@ -451,7 +451,10 @@ impl<A: Actor> Shell<A> {
     /// One turn of the actor itself.
     fn turn(&mut self, cx: &mut Context<'_>) {
         let Some(fut) = &mut self.fut else { return };
-        fut.ctx().left = TURN_MESSAGES;
+        fut.ctx().left = match &self.exit.system.schedule {
+            None => TURN_MESSAGES,
+            Some(schedule) => schedule.messages(TURN_MESSAGES),
+        };
         // What others of this thread left behind is not this actor's.
         take_drop_panic();
         let result = guarded(|| Pin::new(&mut *fut).poll(cx));
@@ -482,6 +485,12 @@ impl<A: Actor> Future for Shell<A> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
+        if let Some(schedule) = &this.exit.system.schedule
+            && schedule.passes(this.pid.id())
+        {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let _entered = Entered::new(&this.pid);
         this.heartbeat.enter(&this.pid);
         let done = this.advance(cx);
