@@ -329,3 +329,51 @@ impl Handler<SingletonStatus> for Singleton {
         SingletonState { token: self.core.token(), runs: self.core.runs() }.into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pid::KILL;
+    use crate::testkit::simulate;
+
+    fn pid() -> Pid {
+        Pid::new(1, "top/singleton/held".into(), 0)
+    }
+
+    fn killed(pid: &Pid) -> bool {
+        pid.take_requests() & KILL != 0
+    }
+
+    #[test]
+    fn the_deadline_holds_also_when_the_candidate_is_busy_or_gone() {
+        simulate(0, |sim| async move {
+            let (subtree, now) = (pid(), Instant::now());
+            let (deadline, watched) = watch::channel(None);
+            tokio::task::spawn_local(kill_in_time(subtree.clone(), watched));
+            deadline.send_replace(Some(now + Duration::from_secs(2)));
+            sim.advance(Duration::from_secs(1)).await;
+            deadline.send_replace(Some(now + Duration::from_secs(4)));
+            sim.advance(Duration::from_secs(2)).await;
+            assert!(!killed(&subtree), "the lease was renewed");
+            drop(deadline);
+            sim.advance(Duration::from_millis(999)).await;
+            assert!(!killed(&subtree), "it has until the deadline to stop");
+            sim.advance(Duration::from_millis(1)).await;
+            assert!(killed(&subtree));
+        });
+    }
+
+    #[test]
+    fn a_subtree_that_has_ended_is_not_killed() {
+        simulate(0, |sim| async move {
+            let subtree = pid();
+            let (deadline, watched) = watch::channel(Some(Instant::now() + Duration::from_secs(1)));
+            let guard = tokio::task::spawn_local(kill_in_time(subtree.clone(), watched));
+            subtree.set_exit(&Exit::Shutdown);
+            guard.await.expect("ends");
+            sim.advance(Duration::from_secs(2)).await;
+            assert!(!killed(&subtree));
+            drop(deadline);
+        });
+    }
+}
