@@ -1,82 +1,111 @@
-//! A pipeline: three stages with small mailboxes. The last one is slow, and so the source becomes as slow, instead of memory filling up.
+//! A pipeline: three stages with small mailboxes. The last one is slow, so the source becomes as slow, and no memory fills up.
 //!
 //! `cargo run -p phalanx-actors --example pipeline`
 
 use phalanx_actors::*;
-use std::collections::VecDeque;
 use std::time::Duration;
 
-/// How many items wait at each stage.
+/// How many items may wait at each stage.
 const MAILBOX_ITEMS: usize = 4;
-/// What the source has to say.
+/// How many the source has.
 const ITEMS: u64 = 40;
 /// How long the last stage takes for one.
-const SLOW_MS: u64 = 10;
+const SLOW_MS: u64 = 5;
 
 struct Item(u64);
 impl Message for Item {
-    /// Answered once the stage has room for another. Who waits for it feels the backpressure.
     type Reply = ();
 }
 
-/// Doubles what comes, and hands it to the next stage: one at a time, in order.
-struct Double {
-    next: Recipient<Item>,
-    waiting: VecDeque<(u64, Replier<()>)>,
-    busy: bool,
-}
-
-impl Double {
-    fn forward(&mut self, ctx: &mut Ctx<Self>) {
-        if self.busy {
-            return;
-        }
-        let Some((item, done)) = self.waiting.pop_front() else { return };
-        self.busy = true;
-        let next = self.next.clone();
-        // The actor itself stays free for other messages meanwhile.
-        ctx.pipe(async move { next.ask(Item(item * 2)).await }, |stage, answer, ctx| match answer {
-            Ok(()) => {
-                done.reply(());
-                stage.busy = false;
-                stage.forward(ctx);
-            }
-            Err(error) => ctx.stop(Exit::Error(format!("the next stage: {error}"))),
-        });
-    }
-}
-
-impl Actor for Double {}
-impl Handler<Item> for Double {
-    fn handle(&mut self, item: Item, ctx: &mut Ctx<Self>) -> Reply<()> {
-        let (reply, done) = ctx.defer();
-        self.waiting.push_back((item.0, done));
-        self.forward(ctx);
-        reply
-    }
-}
-
-/// Takes its time for each item.
+struct Square;
+struct Halve;
+#[derive(Default)]
 struct Sink {
+    items: u64,
     sum: u64,
 }
-struct Sum;
-impl Message for Sum {
-    type Reply = u64;
+
+impl Actor for Square {}
+impl Handler<Item> for Square {
+    fn handle(&mut self, item: Item, ctx: &mut Ctx<Self>) -> Reply<()> {
+        let next = ctx.system().named::<Halve>("pipeline/halve");
+        // Takes no other item until this one has found room: that is all there is to backpressure.
+        ctx.wait(async move { next.send(Item(item.0 * item.0)).await }, passed_on);
+        ().into()
+    }
 }
+
+impl Actor for Halve {}
+impl Handler<Item> for Halve {
+    fn handle(&mut self, item: Item, ctx: &mut Ctx<Self>) -> Reply<()> {
+        let next = ctx.system().named::<Sink>("pipeline/sink");
+        ctx.wait(async move { next.send(Item(item.0 / 2)).await }, passed_on);
+        ().into()
+    }
+}
+
+/// A stage without a next one has nothing to do: it gives up, and its supervisor decides.
+fn passed_on<A: Actor>(_: &mut A, sent: Result<(), SendError>, ctx: &mut Ctx<A>) {
+    if let Err(error) = sent {
+        ctx.stop(Exit::Error(format!("the next stage: {error}")));
+    }
+}
+
 impl Actor for Sink {}
 impl Handler<Item> for Sink {
     fn handle(&mut self, item: Item, ctx: &mut Ctx<Self>) -> Reply<()> {
-        let (reply, done) = ctx.defer();
-        ctx.pipe(tokio::time::sleep(Duration::from_millis(SLOW_MS)), move |sink, (), _| {
+        ctx.wait(tokio::time::sleep(Duration::from_millis(SLOW_MS)), move |sink, (), _| {
+            sink.items += 1;
             sink.sum += item.0;
-            done.reply(());
         });
-        reply
+        ().into()
     }
 }
-impl Handler<Sum> for Sink {
-    fn handle(&mut self, _: Sum, _: &mut Ctx<Self>) -> Reply<u64> {
-        self.sum.into()
+
+/// How many items came, and their sum.
+struct Total;
+impl Message for Total {
+    type Reply = (u64, u64);
+}
+impl Handler<Total> for Sink {
+    fn handle(&mut self, _: Total, _: &mut Ctx<Self>) -> Reply<(u64, u64)> {
+        (self.items, self.sum).into()
     }
+}
+
+/// Sends all items through, and tells how far the last stage was when the source had got rid of the last item.
+pub async fn run() -> Result<Vec<String>, Box<dyn std::error::Error>> {
+    let system = System::builder("node").build()?;
+    // Each stage starts after the one that it sends to; when that one fails, it starts again with it.
+    let pipeline = SupervisorSpec::new("pipeline", Strategy::RestForOne)
+        .child(ChildSpec::actor("sink", Sink::default).mailbox(MAILBOX_ITEMS))
+        .child(ChildSpec::actor("halve", || Halve).mailbox(MAILBOX_ITEMS))
+        .child(ChildSpec::actor("square", || Square).mailbox(MAILBOX_ITEMS));
+    system.start(pipeline).await?;
+
+    let source = system.named::<Square>("pipeline/square");
+    for n in 1..=ITEMS {
+        source.send(Item(n)).await?;
+    }
+    let taken = system.tree().iter().find(|info| info.path == "pipeline/sink").map_or(0, |info| info.messages);
+    let mut lines = vec![format!("{ITEMS} items sent, and the last stage has taken {taken}")];
+
+    let sink = system.named::<Sink>("pipeline/sink");
+    loop {
+        // Behind the items that wait there.
+        let (items, sum) = sink.ask(Total).await?;
+        if items == ITEMS {
+            lines.push(format!("the sum of the squares, halved, is {sum}"));
+            break;
+        }
+    }
+    system.shutdown().await;
+    Ok(lines)
+}
+
+#[allow(dead_code)] // the tests run it as a function
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    run().await?.iter().for_each(|line| println!("{line}"));
+    Ok(())
 }

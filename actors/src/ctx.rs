@@ -38,6 +38,8 @@ pub struct Ctx<A: Actor> {
     pumped: bool,
     stop: Option<Box<Exit>>,
     traps: bool,
+    /// How many [`Ctx::wait`]s hold the messages back.
+    waits: u32,
     subtrees: Vec<(u64, Pid)>,
     next_subtree: u64,
 }
@@ -67,6 +69,7 @@ impl<A: Actor> Ctx<A> {
             pumped: false,
             stop: None,
             traps: false,
+            waits: 0,
             subtrees: Vec::new(),
             next_subtree: 0,
         }
@@ -116,6 +119,21 @@ impl<A: Actor> Ctx<A> {
             let apply: Apply<A> = Box::new(move |actor, ctx| then(actor, output, ctx));
             Some(apply)
         })))
+    }
+
+    /// As [`Ctx::pipe`], and no message is handled until `then` has run: those that come stay in the mailbox, and when it is full, whoever
+    /// [sends](Ref::send) waits. So a slow actor slows down those before it, and no memory fills up. Signals, timers and other futures of the
+    /// actor are not held back.
+    pub fn wait<F, T>(&mut self, future: F, then: impl FnOnce(&mut A, T, &mut Ctx<A>) + 'static)
+    where
+        F: Future<Output = T> + 'static,
+        T: 'static,
+    {
+        self.waits += 1;
+        self.pipe(future, |actor, output, ctx| {
+            ctx.waits -= 1;
+            then(actor, output, ctx);
+        });
     }
 
     /// Handles `message` after `delay`, ahead of what waits in the mailbox then (OTP `send_after`).
@@ -206,6 +224,11 @@ impl<A: Actor> Ctx<A> {
         self.stop.is_some()
     }
 
+    /// Whether messages are to stay in the mailbox.
+    pub(crate) fn waits(&self) -> bool {
+        self.waits > 0
+    }
+
     pub(crate) fn take_stop(&mut self) -> Option<Exit> {
         self.stop.take().map(|reason| *reason)
     }
@@ -240,7 +263,14 @@ impl<A: Actor> Ctx<A> {
             let Some(tasks) = &mut self.tasks else { return };
             match tasks.poll_next_unpin(cx) {
                 Poll::Ready(Some(Effect::None)) => {}
-                Poll::Ready(Some(Effect::Apply(apply))) => apply(actor, self),
+                Poll::Ready(Some(Effect::Apply(apply))) => {
+                    let waited = self.waits();
+                    apply(actor, self);
+                    if waited && !self.waits() {
+                        // The messages had their turn before the futures, and got nothing of it.
+                        cx.waker().wake_by_ref();
+                    }
+                }
                 Poll::Ready(Some(Effect::Tick(mut every, cancel))) => {
                     (every.tick)(actor, self);
                     self.push(Task { work: Some(Work::Every(every)), cancel });

@@ -23,6 +23,8 @@ pub struct Rejected<M> {
 pub trait Receive<M: Message>: Send + Sync + 'static {
     /// Takes the message or gives it back; never waits.
     fn try_tell(&self, message: M) -> Result<(), Rejected<M>>;
+    /// Waits for room.
+    fn send(&self, message: M) -> BoxFuture<'static, Result<(), SendError>>;
     /// Waits for room, then for the answer.
     fn ask(&self, message: M) -> BoxFuture<'static, Result<M::Reply, AskError>>;
     /// The incarnation; `None` when it does not run in this process.
@@ -32,6 +34,11 @@ pub trait Receive<M: Message>: Send + Sync + 'static {
 impl<A: Handler<M>, M: Message> Receive<M> for Ref<A> {
     fn try_tell(&self, message: M) -> Result<(), Rejected<M>> {
         Ref::try_tell(self, message)
+    }
+
+    fn send(&self, message: M) -> BoxFuture<'static, Result<(), SendError>> {
+        let receiver = self.clone();
+        Box::pin(async move { Ref::send(&receiver, message).await })
     }
 
     fn ask(&self, message: M) -> BoxFuture<'static, Result<M::Reply, AskError>> {
@@ -75,6 +82,11 @@ impl<M: Message> Recipient<M> {
     /// As [`Recipient::tell`], and gives the message back when it is not taken.
     pub fn try_tell(&self, message: M) -> Result<(), Rejected<M>> {
         self.0.try_tell(message)
+    }
+
+    /// As [`Recipient::tell`], but waits while the mailbox is full. See [`Ref::send`].
+    pub async fn send(&self, message: M) -> Result<(), SendError> {
+        self.0.send(message).await
     }
 
     /// Waits for room in the mailbox, then for the answer. See [`Ref::ask`].

@@ -206,7 +206,7 @@ impl<A: Actor> AsyncContext<Host<A>> for Engine<A> {
     }
     fn waiting(&self) -> bool {
         // actix asks before it takes each message: this is where a turn ends.
-        self.left == 0 || self.ctx.stopping() || self.panicked.is_some() || self.parts.waiting()
+        self.left == 0 || self.ctx.waits() || self.ctx.stopping() || self.panicked.is_some() || self.parts.waiting()
     }
     fn cancel_future(&mut self, handle: SpawnHandle) -> bool {
         self.parts.cancel_future(handle)

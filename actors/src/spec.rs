@@ -129,6 +129,17 @@ impl ChildSpec {
         }
     }
 
+    /// An actor that is made of what exists only once, such as a connection; so it is [`Restart::Temporary`], and must stay so: a second
+    /// incarnation would panic where it is made.
+    pub fn once<A: Actor>(id: impl Into<String>, make: impl FnOnce() -> A + Send + 'static) -> Self {
+        let make = parking_lot::Mutex::new(Some(make));
+        let make = move || match make.lock().take() {
+            Some(make) => make(),
+            None => panic!("made by `ChildSpec::once`, it can be started only once"),
+        };
+        ChildSpec::actor(id, make).restart(Restart::Temporary)
+    }
+
     /// A subtree. `make` is run for each incarnation; the id given here is its name, not the one in the spec that `make` returns.
     pub fn supervisor(id: impl Into<String>, make: impl Fn() -> SupervisorSpec + Send + Sync + 'static) -> Self {
         ChildSpec {

@@ -257,6 +257,9 @@ impl Receive<Job> for Elsewhere {
         self.0.fetch_add(job.0, SeqCst);
         Ok(())
     }
+    fn send(&self, job: Job) -> BoxFuture<'static, Result<(), SendError>> {
+        Box::pin(std::future::ready(self.try_tell(job).map_err(|rejected| rejected.error)))
+    }
     fn ask(&self, job: Job) -> BoxFuture<'static, Result<(), AskError>> {
         let _ = self.try_tell(job);
         Box::pin(std::future::ready(Ok(())))

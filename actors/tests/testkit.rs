@@ -354,7 +354,7 @@ fn a_probe_sees_messages_downs_and_exit_signals_in_order_and_answers() {
 
         let mut oracle = Probe::<Load>::answering(sim.system(), "oracle", |_| 42).await;
         assert_eq!(oracle.recipient().ask(Load).await, Ok(42));
-        assert!(matches!(oracle.next().await, Seen::Message(Load)));
+        assert!(matches!(oracle.expect_any().await, Seen::Message(Load)));
     });
 }
 

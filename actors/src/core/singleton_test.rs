@@ -253,11 +253,11 @@ impl World {
             Happens::Timer { node, life, timer } if self.lives(node, life) && timer == self.nodes[node].timer => {
                 self.feed(node, Event::Timer);
             }
-            Happens::ChildEnds { node, life, child } if self.lives(node, life) => {
-                if self.nodes[node].child == Some(child) {
-                    self.nodes[node].child = None;
-                    self.feed(node, Event::ChildExited);
-                }
+            Happens::ChildEnds { node, life, child }
+                if self.lives(node, life) && self.nodes[node].child == Some(child) =>
+            {
+                self.nodes[node].child = None;
+                self.feed(node, Event::ChildExited);
             }
             Happens::Chaos { node } if self.faulty() => {
                 if self.nodes[node].up && self.chance(self.faults.crash) {

@@ -128,12 +128,12 @@ impl<M: Message> Probe<M> {
 }
 
 impl<M: Message + fmt::Debug> Probe<M> {
-    /// What came next, waiting for it.
+    /// Whatever comes next.
     ///
     /// # Panics
     /// When nothing comes within [`EXPECT_MS`], or the probe has ended.
     #[track_caller]
-    pub fn next(&mut self) -> impl Future<Output = Seen<M>> + use<'_, M> {
+    pub fn expect_any(&mut self) -> impl Future<Output = Seen<M>> + use<'_, M> {
         let caller = std::panic::Location::caller();
         async move {
             let path = self.actor.pid();
@@ -149,7 +149,7 @@ impl<M: Message + fmt::Debug> Probe<M> {
     #[track_caller]
     pub fn expect_message(&mut self) -> impl Future<Output = M> + use<'_, M> {
         let caller = std::panic::Location::caller();
-        let next = self.next();
+        let next = self.expect_any();
         async move {
             match next.await {
                 Seen::Message(message) => message,
@@ -162,7 +162,7 @@ impl<M: Message + fmt::Debug> Probe<M> {
     #[track_caller]
     pub fn expect_down(&mut self, pid: &Pid) -> impl Future<Output = Exit> + use<'_, M> {
         let (caller, pid) = (std::panic::Location::caller(), pid.clone());
-        let next = self.next();
+        let next = self.expect_any();
         async move {
             match next.await {
                 Seen::Down(down) if down.pid == pid => down.reason,
@@ -175,7 +175,7 @@ impl<M: Message + fmt::Debug> Probe<M> {
     #[track_caller]
     pub fn expect_exit_signal(&mut self, pid: &Pid) -> impl Future<Output = Exit> + use<'_, M> {
         let (caller, pid) = (std::panic::Location::caller(), pid.clone());
-        let next = self.next();
+        let next = self.expect_any();
         async move {
             match next.await {
                 Seen::ExitSignal { from, reason } if from == pid => reason,
