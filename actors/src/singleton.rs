@@ -103,7 +103,73 @@ impl Default for SingletonSettings {
     }
 }
 
-/// A candidate for running the singleton. It runs `<path>/<id of the subtree>` while it holds the lease. A subtree that gives up is the exit of
+/// A candidate for running the singleton.
+///
+/// ```
+/// use futures::future::{BoxFuture, FutureExt, ready};
+/// use phalanx_actors::testkit::simulate;
+/// use phalanx_actors::*;
+/// use std::sync::{Arc, Mutex};
+/// use std::time::Duration;
+/// use tokio::time::Instant;
+///
+/// /// A lease within one process: who has it, by which token, until when. Yours asks a store.
+/// #[derive(Clone, Default)]
+/// struct Table(Arc<Mutex<(Option<(&'static str, u64, Instant)>, u64)>>);
+/// struct Candidate(&'static str, Table);
+///
+/// impl Lease for Candidate {
+///     fn acquire(&self) -> BoxFuture<'static, Result<Grant, LeaseError>> {
+///         let mut table = self.1.0.lock().unwrap();
+///         let taken = table.0.is_some_and(|(who, _, until)| who != self.0 && until > Instant::now());
+///         if taken {
+///             return ready(Err(LeaseError::Taken { retry: None })).boxed();
+///         }
+///         let (token, ttl) = (table.1 + 1, Duration::from_secs(3));
+///         *table = (Some((self.0, token, Instant::now() + ttl)), token);
+///         ready(Ok(Grant { token, ttl })).boxed()
+///     }
+///     fn renew(&self, token: u64) -> BoxFuture<'static, Result<Grant, LeaseError>> {
+///         let (mut table, ttl) = (self.1.0.lock().unwrap(), Duration::from_secs(3));
+///         match &mut table.0 {
+///             Some((who, held, until)) if (*who, *held) == (self.0, token) => *until = Instant::now() + ttl,
+///             _ => return ready(Err(LeaseError::Taken { retry: None })).boxed(),
+///         }
+///         ready(Ok(Grant { token, ttl })).boxed()
+///     }
+///     fn release(&self, token: u64) {
+///         let mut table = self.1.0.lock().unwrap();
+///         if table.0.is_some_and(|(who, held, _)| (who, held) == (self.0, token)) {
+///             table.0 = None;
+///         }
+///     }
+/// }
+///
+/// struct Leader;
+/// impl Actor for Leader {}
+///
+/// simulate(0, |sim| async move {
+///     let table = Table::default();
+///     let candidate = |name| {
+///         Singleton::child("leader", SingletonSettings::default(), Candidate(name, table.clone()), |_token| {
+///             SupervisorSpec::new("held", Strategy::OneForOne).child(ChildSpec::actor("it", || Leader))
+///         })
+///     };
+///     let nodes = [("a", sim.node("a")), ("b", sim.node("b"))];
+///     for (name, node) in &nodes {
+///         node.start(SupervisorSpec::new("top", Strategy::OneForOne).child(candidate(name))).await.unwrap();
+///     }
+///     let leaders = || nodes.iter().filter(|(_, node)| node.whereis("top/leader/held/it").is_some()).count();
+///     sim.advance(Duration::from_secs(10)).await;
+///     assert_eq!(leaders(), 1);
+///     let (_, holder) = nodes.iter().find(|(_, node)| node.whereis("top/leader/held/it").is_some()).unwrap();
+///     holder.named::<Singleton>("top/leader").ask(StandDown(Duration::from_secs(60))).await.unwrap();
+///     sim.advance(Duration::from_secs(1)).await;
+///     assert_eq!((leaders(), holder.whereis("top/leader/held")), (1, None)); // it has moved
+/// });
+/// ```
+///
+/// It runs `<path>/<id of the subtree>` while it holds the lease. A subtree that gives up is the exit of
 /// its candidate, whose supervisor decides what then.
 pub struct Singleton {
     lease: Arc<dyn Lease>,

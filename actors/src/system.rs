@@ -23,6 +23,50 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::{broadcast, oneshot};
 
 /// A node's actors. Clones are the same system; when the last one made by [`System::builder`] is dropped, its threads end.
+///
+/// ```
+/// use phalanx_actors::*;
+/// # struct Lamp;
+/// # impl Actor for Lamp {}
+/// # struct Toggle;
+/// # impl Message for Toggle { type Reply = (); }
+/// # impl Handler<Toggle> for Lamp {
+/// #     fn handle(&mut self, _: Toggle, _: &mut Ctx<Self>) -> Reply<()> {
+/// #         panic!("burned out")
+/// #     }
+/// # }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let system = System::builder("node").arbiters(2).build()?; // two threads for its actors
+/// let mut events = system.subscribe();
+/// let room = SupervisorSpec::new("room", Strategy::OneForOne).child(ChildSpec::actor("lamp", || Lamp));
+/// system.start(room).await?;
+///
+/// // By path: whoever runs there whenever it is used. A `Ref` is one incarnation, and so is its `Pid`.
+/// let lamp: Named<Lamp> = system.named("room/lamp");
+/// let first: Ref<Lamp> = system.lookup("room/lamp").ok_or("no lamp")?;
+/// let pid: Pid = first.pid();
+/// lamp.tell(Toggle)?; // it panics, and is restarted
+/// assert!(matches!(pid.exited().await, Exit::Panic { message, .. } if message == "burned out"));
+///
+/// let mut seen = Vec::new();
+/// while seen.len() < 4 {
+///     seen.push(match events.recv().await? {
+///         TreeEvent::Started { path, .. } => format!("{path} started"),
+///         TreeEvent::Exited { path, .. } => format!("{path} exited"),
+///         TreeEvent::Restarting { path, in_ms, .. } => format!("{path} restarts in {in_ms} ms"), // with a backoff
+///         TreeEvent::Stopped { path } => format!("{path} stopped"),
+///     });
+/// }
+/// assert_eq!(seen, ["room/lamp started", "room started", "room/lamp exited", "room/lamp started"]);
+/// assert_ne!(system.whereis("room/lamp"), Some(pid));
+/// assert!(first.tell(Toggle).is_err()); // that incarnation is gone
+/// let info = system.tree().into_iter().find(|info| info.path == "room/lamp").ok_or("no lamp")?;
+/// assert_eq!((info.state, info.restarts), (State::Running, 1));
+/// system.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct System {
     inner: Arc<Inner>,
