@@ -13,9 +13,7 @@ const ITEMS: u64 = 40;
 const SLOW_MS: u64 = 5;
 
 struct Item(u64);
-impl Message for Item {
-    type Reply = ();
-}
+messages!(Item);
 
 struct Square;
 struct Halve;
@@ -64,9 +62,7 @@ impl Handler<Item> for Sink {
 
 /// How many items came, and their sum.
 struct Total;
-impl Message for Total {
-    type Reply = (u64, u64);
-}
+messages!(Total => (u64, u64));
 impl Handler<Total> for Sink {
     fn handle(&mut self, _: Total, _: &mut Ctx<Self>) -> Reply<(u64, u64)> {
         (self.items, self.sum).into()

@@ -6,9 +6,7 @@ use phalanx_actors::*;
 
 /// One square root.
 struct Root(i64);
-impl Message for Root {
-    type Reply = i64;
-}
+messages!(Root => i64);
 
 struct Worker;
 

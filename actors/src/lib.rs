@@ -8,11 +8,11 @@
 //! use phalanx_actors::*;
 //!
 //! struct Counter(u64);
-//! impl Actor for Counter {}
 //! struct Add(u64);
-//! impl Message for Add {
-//!     type Reply = u64;
-//! }
+//! messages!(Add => u64);
+//!
+//! impl Actor for Counter {}
+//!
 //! impl Handler<Add> for Counter {
 //!     fn handle(&mut self, add: Add, _: &mut Ctx<Self>) -> Reply<u64> {
 //!         self.0 = self.0.checked_add(add.0).expect("a panic is an exit, and the supervisor restarts the actor");
@@ -32,6 +32,9 @@
 //! ```
 //!
 //! # Map
+//! To write an actor: [`Actor`], [`Handler`], [`messages!`], [`Reply`], [`Ctx`]. To run it: [`System`], [`SupervisorSpec`], [`ChildSpec`].
+//! To talk to it: [`Ref`], [`Named`], [`Recipient`], [`Group`]. One in the cluster: [`Singleton`]. To test it: [`testkit`].
+//!
 //! `core` decides (pure, no runtime), [`SupervisorRef`]'s driver and the actor's shell carry out, [`System`] holds the threads and the
 //! registry, [`ActorInfo`] and [`TreeEvent`] are what an observer sees. actix runs the mailboxes and is nowhere in the API.
 #![forbid(unsafe_code)]
@@ -45,6 +48,7 @@ mod error;
 mod exit;
 mod groups;
 mod inspect;
+mod messages;
 mod panic;
 mod pid;
 mod recipient;

@@ -35,10 +35,7 @@ struct Clear(u64);
 struct Get;
 struct Update(u64);
 
-macro_rules! messages {
-    ($($message:ty => $reply:ty),*) => { $(impl Message for $message { type Reply = $reply; })* };
-}
-messages!(Load => u64, Set => (), Look => Option<u64>, Fill => (), Clear => (), Get => u64, Update => ());
+messages!(Load => u64, Set, Look => Option<u64>, Fill, Clear, Get => u64, Update);
 
 impl Actor for Store {}
 impl Actor for Cache {}
@@ -167,12 +164,12 @@ fn without_a_seed_the_same_race_stays_hidden() {
 
 #[derive(Debug, PartialEq, Clone, Copy)]
 struct Number(u32, u32);
-messages!(Number => ());
+messages!(Number);
 
 /// Tells numbers to a probe, one a turn.
 struct Counter(u32, Recipient<Number>);
 struct Next(u32);
-messages!(Next => ());
+messages!(Next);
 impl Actor for Counter {}
 impl Handler<Next> for Counter {
     fn handle(&mut self, next: Next, ctx: &mut Ctx<Self>) -> Reply<()> {
@@ -250,7 +247,7 @@ fn restarts_of_two_trees_are_shuffled_and_each_seed_repeats_its_journal() {
 
 struct Crash;
 struct Boom;
-messages!(Boom => ());
+messages!(Boom);
 impl Actor for Crash {}
 impl Handler<Boom> for Crash {
     fn handle(&mut self, _: Boom, _: &mut Ctx<Self>) -> Reply<()> {
@@ -264,7 +261,7 @@ impl Handler<Boom> for Crash {
 struct Clock(Recipient<At>);
 #[derive(Debug, PartialEq)]
 struct At(u64);
-messages!(At => ());
+messages!(At);
 impl Actor for Clock {
     fn started(&mut self, ctx: &mut Ctx<Self>) -> Result<(), Exit> {
         let began = Instant::now();
