@@ -441,3 +441,19 @@ fn an_answer_that_came_too_late_to_stop_in_time_starts_nothing() {
     let actions = granted(&mut core, 0, TTL_MS - STOP_MS - MARGIN_MS);
     assert_eq!(actions, [Action::Renew { request: 1, token: 7 }]);
 }
+
+#[test]
+fn a_stop_that_begins_late_ends_no_later() {
+    let mut core = running();
+    core.on_event(Event::Timer, ms(1_000));
+    let late = core.on_event(Event::Timer, ms(2_600));
+    assert_eq!(late[0], Action::Stop);
+    assert_eq!(core.kill_at(), Some(ms(TTL_MS - MARGIN_MS)));
+    assert!(!core.on_event(Event::Timer, ms(2_799)).contains(&Action::Kill));
+    assert!(core.on_event(Event::Timer, ms(2_800)).contains(&Action::Kill));
+    // Who stands down has time to stop, but not until the end of the lease.
+    let mut core = running();
+    core.on_event(Event::StandDown(ms(10_000)), ms(100));
+    assert_eq!(core.on_event(Event::Timer, ms(499)), []);
+    assert_eq!(core.on_event(Event::Timer, ms(500)), [Action::Kill]);
+}
