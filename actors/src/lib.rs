@@ -48,6 +48,7 @@ mod error;
 mod exit;
 mod groups;
 mod inspect;
+mod mailbox;
 mod messages;
 mod panic;
 mod pid;
@@ -61,6 +62,8 @@ mod spec;
 mod supervisor;
 mod system;
 pub mod testkit;
+
+pub mod docs;
 
 pub use actor::{Actor, Down, Handler, Later, Message, Replier, Reply};
 pub use ctx::{Ctx, TaskRef, TimerRef};
@@ -76,8 +79,8 @@ pub use singleton::{
     Singleton, SingletonSettings, SingletonState, SingletonStatus, StandDown,
 };
 pub use spec::{
-    Backoff, ChildSpec, MAILBOX_MESSAGES, Placement, RESTART_INTENSITY, RESTART_PERIOD_MS, Restart, Shutdown, Strategy,
-    SupervisorSpec, WORKER_SHUTDOWN_MS,
+    AutoShutdown, Backoff, ChildSpec, MAILBOX_MAX_MESSAGES, MAILBOX_MESSAGES, Overflow, Placement, RESTART_INTENSITY,
+    RESTART_PERIOD_MS, Restart, Shutdown, Strategy, SupervisorSpec, WORKER_SHUTDOWN_MS,
 };
 pub use supervisor::{ChildCount, ChildInfo, SupervisorRef};
 pub use system::{System, SystemBuilder};

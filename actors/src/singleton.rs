@@ -403,7 +403,7 @@ mod tests {
     use crate::testkit::simulate;
 
     fn pid() -> Pid {
-        Pid::new(1, "top/singleton/held".into(), 0)
+        Pid::new(1, "top/singleton/held".into(), crate::spec::Mailbox::NONE)
     }
 
     fn killed(pid: &Pid) -> bool {
