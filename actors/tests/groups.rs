@@ -1,6 +1,7 @@
 //! Process groups hold what OTP's `pg` promises: members join and leave and are gone when they end, and who watches learns each change once.
 
 use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use phalanx_actors::testkit::*;
 use phalanx_actors::*;
 use std::collections::HashMap;
@@ -312,4 +313,62 @@ fn members_that_come_and_go_on_many_threads_are_each_told_once() {
         system.shutdown().await;
         assert!(watch.try_next().is_none());
     });
+}
+
+/// Writes down each job, and crashes at every fiftieth.
+struct Crashing(Arc<Mutex<Vec<u32>>>);
+impl Actor for Crashing {}
+impl Handler<Job> for Crashing {
+    fn handle(&mut self, job: Job, _: &mut Ctx<Self>) -> Reply<()> {
+        self.0.lock().push(job.0);
+        assert_ne!(job.0 % 50, 49);
+        ().into()
+    }
+}
+
+#[test]
+fn what_an_actor_does_not_take_is_given_back_whole() {
+    // Real threads: the mailbox closes while others put messages in.
+    const THREADS: u32 = 3;
+    const JOBS: u32 = 2_000;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("runtime");
+    let system = System::builder("t").build().expect("system");
+    let handled = Arc::new(Mutex::new(Vec::new()));
+    let own = handled.clone();
+    let child = ChildSpec::actor("it", move || Crashing(own.clone())).mailbox(16).keep_mailbox();
+    let top = SupervisorSpec::new("s", Strategy::OneForOne).unlimited().child(child);
+    runtime.block_on(system.start(top)).expect("started");
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let system = &system;
+            scope.spawn(move || {
+                for n in 0..JOBS {
+                    let mut job = Job(thread * JOBS + n);
+                    loop {
+                        let Some(actor) = system.lookup::<Crashing>("s/it") else {
+                            std::thread::yield_now();
+                            continue;
+                        };
+                        match actor.try_tell(job) {
+                            Ok(()) => break,
+                            Err(rejected) => job = rejected.message,
+                        }
+                        std::thread::yield_now();
+                    }
+                }
+            });
+        }
+    });
+    runtime.block_on(async {
+        let all = async {
+            while handled.lock().len() < (THREADS * JOBS) as usize {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), all).await.expect("all handled");
+        system.shutdown().await;
+    });
+    let mut handled = handled.lock().clone();
+    handled.sort_unstable();
+    assert_eq!(handled, (0..THREADS * JOBS).collect::<Vec<_>>());
 }
