@@ -379,3 +379,23 @@ fn an_expectation_that_is_not_met_names_its_line_and_what_came_instead() {
     };
     assert!(first_failure(0..1, surprised).is_some());
 }
+
+#[test]
+fn a_failure_that_does_not_come_again_is_called_what_it_is() {
+    let message = |panic: Box<dyn std::any::Any + Send>| *panic.downcast::<String>().expect("a text");
+    let runs = std::cell::Cell::new(0);
+    let fickle = || {
+        explore(0..3, |_| {
+            runs.set(runs.get() + 1);
+            let first = runs.get() == 1;
+            async move { assert!(!first, "fickle") }
+        });
+    };
+    // Asked for one seed, it runs that alone and compares nothing.
+    if std::env::var(SEED_VARIABLE).is_err() {
+        let text = message(catch_unwind(AssertUnwindSafe(fickle)).expect_err("fails"));
+        assert!(text.contains("fickle") && text.contains("went another way"), "{text}");
+        let text = message(catch_unwind(|| explore(0..3, |_| async { panic!("always") })).expect_err("fails"));
+        assert!(text.contains("always") && !text.contains("went another way"), "{text}");
+    }
+}

@@ -38,6 +38,9 @@ pub const JOURNAL_LINES: usize = 10_000;
 const FAILURE_LINES: usize = 40;
 /// How often what is left of a simulation is polled at its end, before it is dropped as it is.
 const LAST_POLLS: usize = 10_000;
+/// What a seed that does not repeat itself has to do with.
+const OUTSIDE: &str = "the test depends on something outside of the simulation, such as a thread, the order of a hash map, or \
+                       `tokio::select!` without `biased`";
 /// The test's body draws for its turns like an actor; no actor has this number.
 const BODY: u64 = u64::MAX;
 
@@ -50,7 +53,8 @@ where
     Simulation::new(seed).run(body)
 }
 
-/// Runs `body` once for each seed, and panics with the first seed that failed. With [`SEED_VARIABLE`] set in the environment, it runs
+/// Runs `body` once for each seed, and panics with the first seed that failed, after it has made sure that the seed fails in the same way
+/// again. With [`SEED_VARIABLE`] set in the environment, it runs
 /// that seed alone.
 pub fn explore<F>(seeds: Range<u64>, body: impl Fn(Sim) -> F)
 where
@@ -60,7 +64,10 @@ where
         let seed = seed.parse().unwrap_or_else(|_| panic!("{SEED_VARIABLE} is `{seed}`: set it to a seed, a number"));
         return simulate(seed, body);
     }
-    if let Some(failure) = first_failure(seeds, body) {
+    if let Some(failure) = first_failure(seeds, &body) {
+        if first_failure(failure.seed..failure.seed.saturating_add(1), &body).as_ref() != Some(&failure) {
+            panic!("{failure}\nbut it went another way when it was run again: {OUTSIDE}");
+        }
         panic!("{failure}");
     }
 }
