@@ -4,6 +4,7 @@
 
 use crate::error::BuildError;
 use crate::pid::Pid;
+use crate::schedule::Schedule;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, mpsc as blocking};
@@ -71,7 +72,7 @@ impl Arbiter {
                 let _ending = ending;
                 CURRENT.with(|current| current.set(id));
                 let local = tokio::task::LocalSet::new();
-                local.block_on(&runtime, run(inbox, stopped));
+                local.block_on(&runtime, run(inbox, stopped, None));
                 // Actors that still live are dropped here, on their own thread.
                 let _entered = runtime.enter();
                 drop(local);
@@ -80,12 +81,12 @@ impl Arbiter {
         Ok(Arc::new(Arbiter { id, heartbeat: Arc::default(), jobs, stop, ended: parking_lot::Mutex::new(Some(ended)) }))
     }
 
-    /// The `LocalSet` that this is called in.
-    pub(crate) fn local() -> Arc<Self> {
+    /// The `LocalSet` that this is called in. Jobs wait for their turn when there is a schedule.
+    pub(crate) fn local(schedule: Option<Arc<Schedule>>) -> Arc<Self> {
         let (jobs, inbox) = mpsc::unbounded_channel();
         let (stop, stopped) = watch::channel(false);
         let id = NEXT_ID.fetch_add(1, Relaxed);
-        tokio::task::spawn_local(run(inbox, stopped));
+        tokio::task::spawn_local(run(inbox, stopped, schedule));
         Arc::new(Arbiter { id, heartbeat: Arc::default(), jobs, stop, ended: parking_lot::Mutex::new(None) })
     }
 
@@ -129,13 +130,25 @@ impl Arbiter {
     }
 }
 
-async fn run(mut jobs: mpsc::UnboundedReceiver<Job>, mut stopped: watch::Receiver<bool>) {
+/// The number under which the starting of actors waits for its turn; no actor has it.
+const STARTS: u64 = 0;
+
+async fn run(
+    mut jobs: mpsc::UnboundedReceiver<Job>,
+    mut stopped: watch::Receiver<bool>,
+    schedule: Option<Arc<Schedule>>,
+) {
     loop {
         tokio::select! {
             biased;
             _ = stopped.wait_for(|stopped| *stopped) => return,
             job = jobs.recv() => match job {
-                Some(job) => job(),
+                Some(job) => {
+                    if let Some(schedule) = &schedule {
+                        schedule.turn(STARTS).await;
+                    }
+                    job();
+                }
                 None => return,
             },
         }

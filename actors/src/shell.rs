@@ -199,7 +199,11 @@ impl<A: Actor> Engine<A> {
     /// Whether no message is to be handled now: the turn is over, the actor ends, or a signal is first.
     #[inline]
     pub(crate) fn busy(&self) -> bool {
-        self.left == 0 || self.ctx.stopping() || self.panicked.is_some() || self.ctx.pid_ref().requested()
+        self.left == 0
+            || self.ctx.waits()
+            || self.ctx.stopping()
+            || self.panicked.is_some()
+            || self.ctx.pid_ref().requested()
     }
 
     pub(crate) fn pid(&self) -> &Pid {
@@ -466,7 +470,10 @@ impl<A: Actor> Shell<A> {
     /// One turn of the actor itself: its messages, then what its own futures bring.
     fn turn(&mut self, cx: &mut Context<'_>) {
         let Some(Run { engine, mailbox }) = &mut self.run else { return };
-        engine.left = TURN_MESSAGES;
+        engine.left = match &self.exit.system.schedule {
+            None => TURN_MESSAGES,
+            Some(schedule) => schedule.messages(TURN_MESSAGES),
+        };
         // What others of this thread left behind is not this actor's.
         take_drop_panic();
         let result = guarded(|| {
@@ -500,6 +507,12 @@ impl<A: Actor> Future for Shell<A> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
+        if let Some(schedule) = &this.exit.system.schedule
+            && schedule.passes(this.pid.id())
+        {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let _entered = Entered::new(&this.pid);
         this.heartbeat.enter(&this.pid);
         let done = this.advance(cx);

@@ -26,7 +26,7 @@ use tokio::time::{Instant, Sleep};
 /// How many commands may wait at a supervisor; further callers wait for room.
 const COMMANDS_WAITING: usize = 1_024;
 /// How many events a supervisor handles before others of its arbiter get their turn.
-const TURN_EVENTS: usize = 256;
+const TURN_EVENTS: u32 = 256;
 
 /// A handle to a running supervisor.
 #[derive(Clone)]
@@ -557,12 +557,22 @@ impl Future for Driver {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
+        if let Some(schedule) = &this.system.schedule
+            && schedule.passes(this.pid.id())
+        {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
         let _entered = Entered::new(&this.pid);
         this.pid.register(cx.waker());
         if this.system.killed() && !this.done && !std::mem::replace(&mut this.killed, true) {
             this.feed(Event::Kill);
         }
-        for _ in 0..TURN_EVENTS {
+        let turn = match &this.system.schedule {
+            None => TURN_EVENTS,
+            Some(schedule) => schedule.messages(TURN_EVENTS),
+        };
+        for _ in 0..turn {
             if this.done {
                 return Poll::Ready(());
             }

@@ -12,6 +12,9 @@ pub(crate) mod child;
 pub(crate) mod intensity;
 #[cfg(test)]
 mod model_test;
+pub(crate) mod singleton;
+#[cfg(test)]
+mod singleton_test;
 pub(crate) mod supervisor;
 #[cfg(test)]
 mod supervisor_test;
