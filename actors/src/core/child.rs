@@ -67,6 +67,15 @@ impl<D> Child<D> {
         Child { data, state, inc: 0, attempts: Attempts::default() }
     }
 
+    /// It has ended, and is to be up again: it waits for its restart, or the restart is not up yet.
+    pub(crate) fn restarting(&self) -> bool {
+        match self.state {
+            ChildState::Queued | ChildState::Dead { .. } | ChildState::Waiting { .. } => true,
+            ChildState::Starting(why) => why == Why::Restart,
+            ChildState::Idle | ChildState::Running { .. } | ChildState::Stopping { .. } => false,
+        }
+    }
+
     /// An incarnation of it exists.
     pub(crate) fn alive(&self) -> bool {
         matches!(self.state, ChildState::Starting(_) | ChildState::Running { .. } | ChildState::Stopping { .. })

@@ -99,7 +99,7 @@ fn run(script: &Script) -> Result<(), String> {
     let mut model = Model::new();
     world.boot(&script.top);
     model.boot(&script.top);
-    agree(&mut world, &mut model, "boot")?;
+    agree(&mut world, &mut model).map_err(|parted| format!("boot{parted}"))?;
     for (n, step) in script.steps.iter().enumerate() {
         if world.over() {
             return Ok(());
@@ -113,26 +113,27 @@ fn run(script: &Script) -> Result<(), String> {
             world.run();
             model.run();
         }
-        agree(&mut world, &mut model, &format!("step {n}: {acts:?}"))?;
+        agree(&mut world, &mut model).map_err(|parted| format!("step {n}: {acts:?}{parted}"))?;
     }
     Ok(())
 }
 
-fn agree(world: &mut World, model: &mut Model, at: &str) -> Result<(), String> {
+fn agree(world: &mut World, model: &mut Model) -> Result<(), String> {
     let (real, expected) = (std::mem::take(&mut world.trace), std::mem::take(&mut model.trace));
     let dynamic: BTreeSet<String> = world.dynamic.union(&model.dynamic).cloned().collect();
     if real != expected && canonical(&real, &dynamic) != canonical(&expected, &dynamic) {
-        return Err(format!("{at}\n the core did {real:#?}\n OTP does {expected:#?}"));
+        return Err(format!("\n the core did {real:#?}\n OTP does {expected:#?}"));
     }
-    if world.answers != model.answers {
-        return Err(format!("{at}\n the core answered {:?}\n OTP answers {:?}", world.answers, model.answers));
+    let (real, expected) = (std::mem::take(&mut world.answers), std::mem::take(&mut model.answers));
+    if real != expected {
+        return Err(format!("\n the core answered {real:?}\n OTP answers {expected:?}"));
     }
     let (real, expected) = (world.shown(), model.shown());
     if real != expected {
-        return Err(format!("{at}\n the core has {real:#?}\n OTP has {expected:#?}"));
+        return Err(format!("\n the core has {real:#?}\n OTP has {expected:#?}"));
     }
     if world.now != model.now {
-        return Err(format!("{at}\n the core is at {} ms, OTP at {} ms", world.now, model.now));
+        return Err(format!("\n the core is at {} ms, OTP at {} ms", world.now, model.now));
     }
     Ok(())
 }

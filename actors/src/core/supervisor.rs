@@ -638,11 +638,11 @@ impl<D: Spec> Supervisor<D> {
             _ if self.down() => Some(ChildError::SupervisorDown),
             (Err(refused), _) => Some(refused),
             (_, None) => None,
-            (_, Some((_, child))) => Some(match child.state {
-                // OTP: what does not run is present, whether someone will start it again or not.
-                ChildState::Idle | ChildState::Queued | ChildState::Waiting { .. } => ChildError::AlreadyPresent,
-                _ => ChildError::AlreadyStarted,
-            }),
+            // OTP: what does not run is present, whether someone will start it again or not.
+            (_, Some((_, child))) if child.restarting() || child.state == ChildState::Idle => {
+                Some(ChildError::AlreadyPresent)
+            }
+            (_, Some(_)) => Some(ChildError::AlreadyStarted),
         };
         if let Some(error) = refused {
             return out.push(Action::Reply { asker, result: Err(error) });
@@ -698,7 +698,7 @@ impl<D: Spec> Supervisor<D> {
         };
         match child.state {
             ChildState::Idle => Ok(key),
-            ChildState::Waiting { .. } | ChildState::Queued | ChildState::Dead { .. } => Err(ChildError::Restarting),
+            _ if child.restarting() => Err(ChildError::Restarting),
             _ => Err(ChildError::Running),
         }
     }
