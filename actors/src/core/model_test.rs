@@ -95,7 +95,7 @@ fn canonical(trace: &[Seen], dynamic: &BTreeSet<String>) -> BTreeMap<String, Vec
 
 /// Runs a script on both. The error says where they part.
 fn run(script: &Script) -> Result<(), String> {
-    let mut world = World::new();
+    let mut world = World::new(script.eager);
     let mut model = Model::new();
     world.boot(&script.top);
     model.boot(&script.top);

@@ -385,19 +385,34 @@ fn dynamic_children_have_their_time_to_stop_side_by_side_and_each_its_own() {
 }
 
 #[test]
-fn a_retry_that_comes_due_while_a_group_restarts_waits_for_the_end_of_that() {
-    let mut core = up(Strategy::RestForOne, &[Restart::Permanent; 3]);
+fn a_retry_that_comes_due_while_another_group_restarts_is_made_after_that() {
+    let mut core = up(Strategy::RestForOne, &[Restart::Permanent]);
     let crash = || Exit::Error("crash".into());
-    // The last fails to restart; before it is tried again, the second crashes, and its group is restarted with the last in it.
-    act(&mut core, Event::Exited { key: 2, inc: 3, exit: crash() });
-    act(&mut core, Event::Exited { key: 2, inc: 4, exit: crash() });
-    let retry = Timer::Restart { key: 2, inc: 4 };
-    let restarted = act(&mut core, Event::Exited { key: 1, inc: 2, exit: crash() });
-    assert!(restarted.contains(&Action::Start { key: 1, inc: 5, restart: true }));
-    assert_eq!(act(&mut core, Event::Timer(retry)), [], "it is not the time");
-    let next = act(&mut core, Event::Started { key: 1, inc: 5 });
-    assert_eq!(next, [Action::Start { key: 2, inc: 6, restart: true }]);
-    assert_eq!(act(&mut core, Event::Started { key: 2, inc: 6 }), [], "and then it is up");
+    act(&mut core, Event::Exited { key: 0, inc: 1, exit: crash() });
+    act(&mut core, Event::Exited { key: 0, inc: 2, exit: crash() });
+    let retry = Timer::Restart { key: 0, inc: 2 };
+    // Before it is tried again, another is added behind it, and crashes.
+    act(&mut core, Event::StartChild { data: child("new", Restart::Permanent), asker: 1 });
+    act(&mut core, Event::Started { key: 1, inc: 3 });
+    let restarted = act(&mut core, Event::Exited { key: 1, inc: 3, exit: crash() });
+    assert_eq!(restarted.last(), Some(&Action::Start { key: 1, inc: 4, restart: true }));
+    assert_eq!(act(&mut core, Event::Timer(retry)), [], "not now");
+    let stopped = act(&mut core, Event::Started { key: 1, inc: 4 });
+    assert!(stopped.contains(&Action::Stop { key: 1 }), "now, and the group with it: {stopped:?}");
+    let started = act(&mut core, Event::Exited { key: 1, inc: 4, exit: Exit::Shutdown });
+    assert_eq!(started.last(), Some(&Action::Start { key: 0, inc: 5, restart: true }));
+}
+
+#[test]
+fn a_retry_of_a_child_that_was_started_with_a_group_meanwhile_is_not_made() {
+    let mut core = up(Strategy::RestForOne, &[Restart::Permanent; 2]);
+    let crash = || Exit::Error("crash".into());
+    act(&mut core, Event::Exited { key: 1, inc: 2, exit: crash() });
+    act(&mut core, Event::Exited { key: 1, inc: 3, exit: crash() });
+    act(&mut core, Event::Exited { key: 0, inc: 1, exit: crash() });
+    act(&mut core, Event::Started { key: 0, inc: 4 });
+    act(&mut core, Event::Started { key: 1, inc: 5 });
+    assert_eq!(act(&mut core, Event::Timer(Timer::Restart { key: 1, inc: 3 })), []);
 }
 
 #[test]
