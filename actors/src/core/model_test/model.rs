@@ -144,14 +144,14 @@ impl Model {
         }
     }
 
-    pub(super) fn shown(&self) -> BTreeMap<String, Vec<(String, Shown)>> {
+    pub(super) fn shown(&self) -> BTreeMap<String, Vec<(Arc<str>, Shown)>> {
         let shown = |child: &Child| {
             let shown = match child.pid {
                 Slot::Undefined => Shown::Undefined,
                 Slot::Pid { .. } => Shown::Pid,
                 Slot::Restarting { .. } | Slot::Waiting { .. } | Slot::Queued => Shown::Restarting,
             };
-            (child.node.id.to_string(), shown)
+            (child.node.id.clone(), shown)
         };
         self.sups.iter().map(|(path, sup)| (path.clone(), sup.children.iter().map(shown).collect())).collect()
     }

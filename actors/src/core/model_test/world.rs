@@ -142,7 +142,7 @@ impl World {
         }
     }
 
-    pub(super) fn shown(&self) -> BTreeMap<String, Vec<(String, Shown)>> {
+    pub(super) fn shown(&self) -> BTreeMap<String, Vec<(Arc<str>, Shown)>> {
         let shown = |sup: &Proc| {
             let children = sup.core.children().map(|(_, child)| {
                 let shown = match child.state {
@@ -151,7 +151,7 @@ impl World {
                     ChildState::Queued | ChildState::Waiting { .. } => Shown::Restarting,
                     ref state => panic!("it has settled, and {} is {state:?}", child.data.id()),
                 };
-                (child.data.id().to_string(), shown)
+                (child.data.id().clone(), shown)
             });
             children.collect()
         };
@@ -166,9 +166,10 @@ impl World {
             .sups
             .iter()
             .filter(|(path, _)| depth(path) >= deeper_than)
-            .filter_map(|(path, sup)| Some((std::cmp::Reverse(depth(path)), sup.next(self.eager)?, path.clone())))
-            .min();
-        let Some((_, number, path)) = next else { return false };
+            .filter_map(|(path, sup)| Some((std::cmp::Reverse(depth(path)), sup.next(self.eager)?, path)))
+            .min()
+            .map(|(_, number, path)| (number, path.clone()));
+        let Some((number, path)) = next else { return false };
         let sup = self.sups.get_mut(&path).expect("it runs");
         let boxes = [&mut sup.urgent, &mut sup.inbox];
         let event = boxes.into_iter().find_map(|mail| {
@@ -367,7 +368,7 @@ impl World {
 }
 
 fn depth(path: &str) -> usize {
-    path.matches('/').count()
+    path.bytes().filter(|byte| *byte == b'/').count()
 }
 
 /// It waits for no child.
