@@ -125,13 +125,18 @@ impl Policy {
     }
 }
 
+/// [`Placement::Inherit`] and [`Placement::Spread`], beyond all arbiters.
+const INHERIT: u32 = u32::MAX;
+const SPREAD: u32 = u32::MAX - 1;
+
 /// One child of a supervisor.
 #[derive(Clone)]
 pub struct ChildSpec {
     pub(crate) id: Arc<str>,
     pub(crate) policy: Policy,
-    pub(crate) mailbox: usize,
-    pub(crate) placement: Placement,
+    /// Smaller than what they stand for, as there may be as many as there are pods.
+    mailbox: u32,
+    place: u32,
     pub(crate) start: Start,
 }
 
@@ -147,8 +152,8 @@ impl ChildSpec {
         ChildSpec {
             id: id.into().into(),
             policy: Policy::new(Shutdown::Timeout(Duration::from_millis(WORKER_SHUTDOWN_MS))),
-            mailbox: MAILBOX_MESSAGES,
-            placement: Placement::Inherit,
+            mailbox: MAILBOX_MESSAGES as u32,
+            place: INHERIT,
             start: Start::Actor(Arc::new(WorkerFactory::new(make))),
         }
     }
@@ -159,7 +164,7 @@ impl ChildSpec {
             id: id.into().into(),
             policy: Policy::new(Shutdown::Infinity),
             mailbox: 0,
-            placement: Placement::Inherit,
+            place: INHERIT,
             start: Start::Supervisor(Arc::new(make)),
         }
     }
@@ -186,7 +191,7 @@ impl ChildSpec {
 
     /// How many messages its mailbox holds; at least one. Means nothing for a supervisor.
     pub fn mailbox(mut self, messages: usize) -> Self {
-        self.mailbox = messages.max(1);
+        self.mailbox = u32::try_from(messages).unwrap_or(u32::MAX).max(1);
         self
     }
 
@@ -198,8 +203,25 @@ impl ChildSpec {
 
     /// On which arbiter it runs.
     pub fn placement(mut self, placement: Placement) -> Self {
-        self.placement = placement;
+        self.place = match placement {
+            Placement::Inherit => INHERIT,
+            Placement::Spread => SPREAD,
+            // There are never so many threads; it is taken modulo their number anyway.
+            Placement::Arbiter(arbiter) => u32::try_from(arbiter).unwrap_or(0).min(SPREAD - 1),
+        };
         self
+    }
+
+    pub(crate) fn placed(&self) -> Placement {
+        match self.place {
+            INHERIT => Placement::Inherit,
+            SPREAD => Placement::Spread,
+            arbiter => Placement::Arbiter(arbiter as usize),
+        }
+    }
+
+    pub(crate) fn mailbox_messages(&self) -> usize {
+        self.mailbox as usize
     }
 
     /// Its name among its siblings.

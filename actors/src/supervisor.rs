@@ -366,7 +366,7 @@ impl Driver {
     fn start(&mut self, key: Key, inc: Inc, restart: bool) {
         let Some(child) = self.core.child(key) else { return };
         let spec = child.data.spec.clone();
-        let pid = self.system.pid(self.path_of(&spec.id).into(), spec.mailbox);
+        let pid = self.system.pid(self.path_of(&spec.id).into(), spec.mailbox_messages());
         if let Some(data) = self.core.data_mut(key) {
             data.pid = Some(pid.clone());
         }
@@ -380,7 +380,7 @@ impl Driver {
         if system.killed() {
             return exit.exited(Exit::Killed);
         }
-        let arbiter = self.system.arbiter(spec.placement).clone();
+        let arbiter = self.system.arbiter(spec.placed()).clone();
         match spec.start {
             Start::Actor(factory) => {
                 let type_name = factory.type_name();
@@ -568,5 +568,17 @@ impl Drop for Driver {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There may be as many children as there are pods; who makes one larger should know.
+    #[test]
+    fn the_record_of_a_child_stays_small() {
+        let sizes = (size_of::<ChildSpec>(), size_of::<Child<Data>>());
+        assert!(sizes <= (80, 120), "{sizes:?}");
     }
 }

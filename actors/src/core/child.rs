@@ -25,7 +25,8 @@ pub(crate) enum ChildState {
     Queued,
     Starting(Why),
     Running {
-        since: Duration,
+        /// Of the supervisor's time, in nanoseconds: half as large as a `Duration`.
+        since_ns: u64,
     },
     /// Asked to stop or killed, its exit is awaited.
     Stopping {
@@ -60,6 +61,13 @@ pub(crate) struct Child<D> {
     pub(crate) state: ChildState,
     pub(crate) inc: Inc,
     pub(crate) attempts: Attempts,
+}
+
+impl ChildState {
+    /// It is up from now on.
+    pub(crate) fn running(now: Duration) -> Self {
+        ChildState::Running { since_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX) }
+    }
 }
 
 impl<D> Child<D> {

@@ -233,7 +233,7 @@ impl<D: Spec> Supervisor<D> {
         let Some(child) = self.children.get_mut(&key).filter(|c| c.inc == inc) else { return };
         let ChildState::Starting(why) = &child.state else { return };
         let why = *why;
-        child.state = ChildState::Running { since: now };
+        child.state = ChildState::running(now);
         match why {
             Why::Op => self.proceed(now, out),
             Why::Restart => {}
@@ -267,9 +267,9 @@ impl<D: Spec> Supervisor<D> {
                 self.proceed(now, out);
             }
             ChildState::Starting(why) => self.start_failed(key, why, exit, now, out),
-            ChildState::Running { since } => {
+            ChildState::Running { since_ns } => {
                 if let Some(spec) = &policy.backoff {
-                    child.attempts.ended(spec, now.saturating_sub(since));
+                    child.attempts.ended(spec, now.saturating_sub(Duration::from_nanos(since_ns)));
                 }
                 match self.op {
                     Op::Closing { .. } | Op::Done => {
