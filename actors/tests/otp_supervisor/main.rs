@@ -131,6 +131,46 @@ fn crashed() -> Exit {
     Exit::Error("crashed".into())
 }
 
+/// The table of rules is what a reader finds them by.
+#[test]
+fn the_table_of_rules_names_every_test_and_no_other() {
+    let table = include_str!("../../README.md");
+    let files = [
+        include_str!("backoff.rs"),
+        include_str!("commands.rs"),
+        include_str!("dynamic.rs"),
+        include_str!("exits.rs"),
+        include_str!("intensity.rs"),
+        include_str!("nested.rs"),
+        include_str!("significant.rs"),
+        include_str!("start.rs"),
+        include_str!("stop.rs"),
+        include_str!("strategies.rs"),
+        include_str!("../../src/core/supervisor_test.rs"),
+    ];
+    let tests: Vec<&str> = files.iter().flat_map(|file| file.split("test]\n")).filter_map(name).collect();
+    assert!(tests.len() > 100, "{}", tests.len());
+    for test in &tests {
+        assert!(table.contains(&format!("`{test}`")), "{test} is not in the table of rules");
+    }
+    let rules = table.split("| **Start**").nth(1).and_then(|rest| rest.split("| **Exits**").next()).expect("the table");
+    let elsewhere = ["two_children_of_one_id_and_a_taken_path_are_refused_with_a_sentence"]
+        .into_iter()
+        .chain(["two_supervisors_of_one_name_do_not_run_together", "the_core_does_what_otp_does"])
+        .chain(["a_hundred_thousand_dynamic_children_start_end_and_are_forgotten"]);
+    let known: Vec<&str> = tests.iter().copied().chain(elsewhere).collect();
+    for named in rules.split('`').skip(1).step_by(2).filter(|word| word.matches('_').count() > 2) {
+        assert!(known.contains(&named), "there is no test {named}");
+    }
+}
+
+/// The name of the function that a text begins with.
+fn name(text: &str) -> Option<&str> {
+    let text = text.trim_start();
+    let text = text.strip_prefix("async ").unwrap_or(text);
+    text.strip_prefix("fn ")?.split('(').next()
+}
+
 struct Subject {
     name: String,
     log: Log,
