@@ -4,9 +4,10 @@
 //! Both are given the same script; all starts, failed and ignored starts, stops, kills, exits with their reasons and times, all answers
 //! to commands and the final tree must be the same. More cases: `ACTORS_MODEL_CASES=1000000 cargo test -p phalanx-actors model_test`;
 //! others: `ACTORS_MODEL_SEED=7`. A case that fails is made smaller and printed; `ACTORS_MODEL_SCRIPT` takes the printed numbers and
-//! runs that case alone.
+//! runs that case alone. The model itself is held against Erlang, where that is installed: `ACTORS_MODEL_OTP=300` compares so many scripts.
 
 mod model;
+mod otp;
 mod script;
 mod world;
 
@@ -138,6 +139,14 @@ fn agree(world: &mut World, model: &mut Model) -> Result<(), String> {
     Ok(())
 }
 
+/// A number that looks like chance (splitmix64, Steele et al. 2014).
+fn mixed(n: u64) -> u64 {
+    let z = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
@@ -148,6 +157,14 @@ fn the_core_does_what_otp_does() {
         let script = Script::parse(&numbers).expect("ACTORS_MODEL_SCRIPT: numbers as printed");
         println!("{script:#?}");
         return run(&script).unwrap_or_else(|parted| panic!("{parted}"));
+    }
+    if let Ok(Ok(cases)) = std::env::var("ACTORS_MODEL_OTP").map(|cases| cases.parse::<u64>()) {
+        let mut numbers = (setting("ACTORS_MODEL_SEED", 0u64)..).map(mixed);
+        let scripts = (0..cases).map(|_| {
+            let mut some = |n: usize| numbers.by_ref().take(n).collect::<Vec<u64>>();
+            Script::decode(&some(MODEL_TREE), &some(MODEL_STEPS))
+        });
+        return println!("{}", otp::compare(scripts).unwrap_or_else(|parted| panic!("{parted}")));
     }
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&setting("ACTORS_MODEL_SEED", 0u64).to_le_bytes());
