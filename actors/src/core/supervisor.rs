@@ -138,7 +138,7 @@ pub(crate) struct Supervisor<D> {
     /// How many children are starting, running or stopping.
     alive: usize,
     /// Those who asked for the termination of a child that is stopping.
-    waiters: HashMap<Key, Vec<Asker>>,
+    waiters: BTreeMap<Key, Vec<Asker>>,
     /// Children that died, or whose retry came due, while an operation ran; in that order.
     kept: VecDeque<(Key, Inc)>,
     next_key: Key,
@@ -164,7 +164,7 @@ impl<D: Spec> Supervisor<D> {
             ids: HashMap::new(),
             op: Op::Boot,
             alive: 0,
-            waiters: HashMap::new(),
+            waiters: BTreeMap::new(),
             kept: VecDeque::new(),
             next_key: 0,
             next_inc: 0,
