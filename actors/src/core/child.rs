@@ -3,7 +3,7 @@
 //! Must never decide: the transitions are the supervisor's. As small as can be: there may be as many as there are pods.
 
 use super::backoff::Attempts;
-use super::supervisor::{Asker, Inc};
+use super::event::{Asker, Inc};
 use crate::exit::Exit;
 use crate::spec::Policy;
 use std::sync::Arc;

@@ -15,6 +15,7 @@
 //! While an operation runs, exits of other children and retries are kept and handled after it, as OTP's are in the mailbox.
 
 use super::child::{Child, ChildState, Spec, Why};
+pub(crate) use super::event::{Action, Asker, Event, Inc, Key, Timer};
 use super::intensity::Intensity;
 use crate::error::ChildError;
 use crate::exit::Exit;
@@ -22,89 +23,6 @@ use crate::spec::{AutoShutdown, Restart, Shutdown, Strategy};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// A child of one supervisor. Grows with each child added, so its order is the order of start.
-pub(crate) type Key = u64;
-/// One start of a child. Events of an earlier incarnation are recognised by it and ignored.
-pub(crate) type Inc = u64;
-/// Whoever waits for the answer to a command; chosen by the driver.
-pub(crate) type Asker = u64;
-
-/// What happened.
-#[derive(Debug)]
-pub(crate) enum Event<D> {
-    /// The supervisor itself starts: its first children are to be started in order.
-    Boot,
-    /// A child is up: its `started` returned.
-    Started {
-        key: Key,
-        inc: Inc,
-    },
-    /// A child ended, for whatever reason, whether it was up or not.
-    Exited {
-        key: Key,
-        inc: Inc,
-        exit: Exit,
-    },
-    /// A timer asked for with [`Action::Timer`] has run out.
-    Timer(Timer),
-    /// The supervisor is asked to end with this reason.
-    Stop(Exit),
-    /// The supervisor is killed.
-    Kill,
-    StartChild {
-        data: D,
-        asker: Asker,
-    },
-    TerminateChild {
-        id: Arc<str>,
-        asker: Asker,
-    },
-    RestartChild {
-        id: Arc<str>,
-        asker: Asker,
-    },
-    DeleteChild {
-        id: Arc<str>,
-        asker: Asker,
-    },
-}
-
-/// What the driver has to do, in this order.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Action<D> {
-    /// Start an incarnation; answer with `Started`, and with exactly one `Exited` in the end.
-    Start { key: Key, inc: Inc, restart: bool },
-    /// Ask the child to stop.
-    Stop { key: Key },
-    /// End the child at once.
-    Kill { key: Key },
-    /// The child does not run and will be started after the delay. News for the tree.
-    Restarting { key: Key, delay: Duration },
-    /// The child does not run and stays in the list. News for the tree.
-    Idle { key: Key },
-    /// The child left the list.
-    Forget { key: Key, data: D },
-    /// Send `Event::Timer` after this time; zero means behind all events that wait now.
-    Timer { timer: Timer, after: Duration },
-    /// Answer a command: the child that it concerned.
-    Reply { asker: Asker, result: Result<Key, ChildError> },
-    /// All first children are up.
-    Ready,
-    /// All children have ended; so does the supervisor. Nothing follows.
-    Exit(Exit),
-}
-
-/// Timers are never cancelled: one that comes too late is recognised and ignored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Timer {
-    /// The child had its time to stop.
-    StopTimeout { key: Key, inc: Inc },
-    /// The child's restart is due.
-    Restart { key: Key, inc: Inc },
-    /// The group's restart is due.
-    Group { turn: u64 },
-}
 
 const SIGNIFICANT_NEVER: &str = "a significant child needs a supervisor that shuts down for it: set its auto_shutdown";
 const SIGNIFICANT_PERMANENT: &str =
@@ -207,6 +125,29 @@ impl<D: Spec> Supervisor<D> {
 
     pub(crate) fn data_mut(&mut self, key: Key) -> Option<&mut D> {
         self.children.get_mut(&key).map(|c| &mut c.data)
+    }
+
+    /// Whether the child runs, or will be started again without being asked for.
+    pub(crate) fn returns(&self, key: Key) -> bool {
+        let Some(child) = self.children.get(&key) else { return false };
+        match self.op {
+            // Its members show as idle until all of them have ended.
+            Op::Group { from, phase: Phase::Stopping { .. }, .. } if key >= from => {
+                child.data.policy().restart != Restart::Temporary
+            }
+            Op::Closing { .. } | Op::Done => child.state != ChildState::Idle,
+            _ => child.state != ChildState::Idle || self.retried_with(key),
+        }
+    }
+
+    /// Whether the restart of its group failed before its turn came, and will be tried again.
+    fn retried_with(&self, key: Key) -> bool {
+        let from = match self.strategy {
+            Strategy::OneForOne | Strategy::Dynamic => return false,
+            Strategy::OneForAll => Key::MAX,
+            Strategy::RestForOne => key,
+        };
+        self.children.range(..=from).any(|(_, child)| matches!(child.state, ChildState::Waiting { failed: Some(_) }))
     }
 
     /// `now` is the time since some fixed moment and never goes back.
@@ -664,10 +605,16 @@ impl<D: Spec> Supervisor<D> {
                 self.request_stop(key, false, out);
             }
             ChildState::Idle | ChildState::Queued | ChildState::Waiting { .. } | ChildState::Dead { .. } => {
+                let retried = matches!(child.state, ChildState::Waiting { failed: Some(_) });
                 child.state = ChildState::Idle;
                 let for_good = child.data.policy().restart == Restart::Temporary || self.strategy == Strategy::Dynamic;
                 out.push(Action::Reply { asker, result: Ok(key) });
                 self.leave(key, for_good, out);
+                if retried && matches!(self.strategy, Strategy::OneForAll | Strategy::RestForOne) {
+                    // Those who waited for its retry will not be started by it.
+                    let behind = self.children.range(key + 1..).filter(|(_, child)| child.state == ChildState::Idle);
+                    out.extend(behind.map(|(key, _)| Action::Idle { key: *key }));
+                }
             }
         }
     }

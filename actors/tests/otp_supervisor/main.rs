@@ -178,6 +178,7 @@ struct Subject {
 }
 
 enum Do {
+    Note,
     Panic,
     Stop(Exit),
     Trap,
@@ -215,6 +216,7 @@ impl Actor for Subject {
 impl Handler<Do> for Subject {
     fn handle(&mut self, what: Do, ctx: &mut Ctx<Self>) -> Reply<()> {
         match what {
+            Do::Note => self.log.push(format!("noted {}", self.name)),
             Do::Panic => panic!("asked to"),
             Do::Stop(exit) => ctx.stop(exit),
             Do::Trap => ctx.trap_exit(true),

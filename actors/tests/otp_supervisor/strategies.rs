@@ -119,6 +119,41 @@ fn rest_for_one_is_tried_again_from_the_one_that_failed_to_restart() {
     });
 }
 
+/// A restart of `a`, `b` and `c` in which `b` fails, with a message for `c` left over.
+async fn left_over(bed: &Bed) -> SupervisorRef {
+    let spec = SupervisorSpec::new("s", Strategy::RestForOne).unlimited().child(bed.child("a")).child(bed.child("b"));
+    let sup = bed.start(spec.child(bed.child("c").keep_mailbox())).await;
+    bed.pid("s/a").kill();
+    let c = bed.system.lookup::<Subject>("s/c").expect("runs");
+    c.tell(Do::Panic).expect("room");
+    c.tell(Do::Note).expect("room");
+    sup
+}
+
+#[test]
+fn a_kept_mailbox_waits_until_the_failed_restart_of_another_of_its_group_was_tried_again() {
+    bed(|bed| async move {
+        left_over(&bed).await;
+        bed.fail("b", 2);
+        tokio::time::sleep(PAUSE).await;
+        assert_eq!(bed.log(), "-b +a !b !b +b +c noted c");
+    });
+}
+
+#[test]
+fn a_kept_mailbox_is_dropped_when_the_restart_that_it_waits_for_will_not_be_made() {
+    bed(|bed| async move {
+        let sup = left_over(&bed).await;
+        bed.fail("b", 100_000);
+        while bed.log.len() < 10 {
+            tokio::task::yield_now().await;
+        }
+        sup.terminate_child("b").await.expect("terminated");
+        let info = bed.system.tree().into_iter().find(|info| info.path == "s/c").expect("known");
+        assert_eq!(info.dropped, 1);
+    });
+}
+
 #[test]
 fn two_of_a_group_that_crash_at_once_are_one_restart() {
     bed(|bed| async move {
