@@ -76,7 +76,7 @@ use tokio::sync::oneshot;
 )]
 pub trait Actor: Sized + 'static {
     /// Runs first, before any message (OTP `init`). An error means that the start failed: the supervisor is told so, and
-    /// [`Actor::stopping`] is not run.
+    /// [`Actor::stopping`] is not run. [`Exit::Ignore`] is no failure: the actor had nothing to do (OTP `ignore`).
     fn started(&mut self, ctx: &mut Ctx<Self>) -> Result<(), Exit> {
         Ok(())
     }

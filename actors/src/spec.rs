@@ -165,13 +165,18 @@ impl Policy {
     }
 }
 
+/// [`Placement::Inherit`] and [`Placement::Spread`], beyond all arbiters.
+const INHERIT: u32 = u32::MAX;
+const SPREAD: u32 = u32::MAX - 1;
+
 /// One child of a supervisor.
 #[derive(Clone)]
 pub struct ChildSpec {
     pub(crate) id: Arc<str>,
     pub(crate) policy: Policy,
     pub(crate) mailbox: Mailbox,
-    pub(crate) placement: Placement,
+    /// Smaller than what it stands for, as there may be as many as there are pods.
+    place: u32,
     pub(crate) start: Start,
 }
 
@@ -188,7 +193,7 @@ impl ChildSpec {
             id: id.into().into(),
             policy: Policy::new(Shutdown::Timeout(Duration::from_millis(WORKER_SHUTDOWN_MS))),
             mailbox: Mailbox::new(MAILBOX_MESSAGES),
-            placement: Placement::Inherit,
+            place: INHERIT,
             start: Start::Actor(Arc::new(WorkerFactory::new(make))),
         }
     }
@@ -210,7 +215,7 @@ impl ChildSpec {
             id: id.into().into(),
             policy: Policy::new(Shutdown::Infinity),
             mailbox: Mailbox::NONE,
-            placement: Placement::Inherit,
+            place: INHERIT,
             start: Start::Supervisor(Arc::new(make)),
         }
     }
@@ -263,8 +268,21 @@ impl ChildSpec {
 
     /// On which arbiter it runs.
     pub fn placement(mut self, placement: Placement) -> Self {
-        self.placement = placement;
+        self.place = match placement {
+            Placement::Inherit => INHERIT,
+            Placement::Spread => SPREAD,
+            // There are never so many threads; it is taken modulo their number anyway.
+            Placement::Arbiter(arbiter) => u32::try_from(arbiter).unwrap_or(0).min(SPREAD - 1),
+        };
         self
+    }
+
+    pub(crate) fn placed(&self) -> Placement {
+        match self.place {
+            INHERIT => Placement::Inherit,
+            SPREAD => Placement::Spread,
+            arbiter => Placement::Arbiter(arbiter as usize),
+        }
     }
 
     /// Its name among its siblings.

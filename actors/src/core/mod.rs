@@ -9,6 +9,7 @@
 
 pub(crate) mod backoff;
 pub(crate) mod child;
+mod event;
 pub(crate) mod intensity;
 #[cfg(test)]
 mod model_test;
