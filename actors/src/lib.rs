@@ -56,7 +56,7 @@ mod system;
 
 pub mod docs;
 
-pub use actor::{Actor, Down, Handler, Later, Message, Replier, Reply};
+pub use actor::{Actor, Down, Handler, Later, Message, MessageTo, Replier, Reply};
 pub use ctx::{Ctx, TaskRef, TimerRef};
 pub use error::{AskError, BuildError, ChildError, SendError, StartError};
 pub use exit::Exit;

@@ -4,7 +4,7 @@
 //! [`Ring`] beside the channel, which then carries [`Pull`] alone: "look into the ring". Must never run user code while locked.
 //! Filled by [`crate::Ref`], emptied by the shell; a kept ring passes from one incarnation to the next through the supervisor.
 
-use crate::actor::{Actor, Answer, Handler, Message};
+use crate::actor::{Actor, Answer, Message, MessageTo};
 use crate::error::AskError;
 use crate::exit::Exit;
 use crate::panic::{drop_foreign, drop_guarded};
@@ -60,7 +60,7 @@ impl<M: Message> Drop for Question<M> {
     }
 }
 
-impl<A: Handler<M>, M: Message> EnvelopeProxy<Host<A>> for Question<M> {
+impl<A: Actor, M: MessageTo<A>> EnvelopeProxy<Host<A>> for Question<M> {
     fn handle(&mut self, _: &mut Host<A>, engine: &mut Engine<A>) {
         engine.deliver(self, None);
     }
@@ -72,7 +72,7 @@ pub(crate) struct Timed<M: Message> {
     pub(crate) deadline: Instant,
 }
 
-impl<A: Handler<M>, M: Message> EnvelopeProxy<Host<A>> for Timed<M> {
+impl<A: Actor, M: MessageTo<A>> EnvelopeProxy<Host<A>> for Timed<M> {
     fn handle(&mut self, _: &mut Host<A>, engine: &mut Engine<A>) {
         engine.deliver(&mut self.question, Some(self.deadline));
     }
@@ -113,7 +113,7 @@ pub(crate) struct Posted<M: Message> {
     pub(crate) answerer: Option<Answerer>,
 }
 
-impl<A: Handler<M>, M: Message> Letter<A> for Posted<M> {
+impl<A: Actor, M: MessageTo<A>> Letter<A> for Posted<M> {
     fn deliver(&mut self, engine: &mut Engine<A>) {
         if let Some(answerer) = &self.answerer {
             *answerer.lock() = engine.pid().clone();

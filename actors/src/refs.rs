@@ -2,7 +2,7 @@
 //!
 //! Must never show what engine carries the messages. Cheap to clone: one counter.
 
-use crate::actor::{Actor, Answer, Handler, Message};
+use crate::actor::{Actor, Answer, MessageTo};
 use crate::error::{AskError, SendError};
 use crate::exit::Exit;
 use crate::mailbox::{Answerer, Letter, Parcel, Posted, Pull, Put, Question, Ring, Timed};
@@ -110,10 +110,7 @@ impl<A: Actor> Ref<A> {
 
     /// Puts a message into the mailbox, never waits (OTP `cast`). When the mailbox is full, its [`Overflow`] decides: the message is
     /// refused, or the oldest one that waits makes room. No promise that it is handled: the actor may end first.
-    pub fn tell<M: Message>(&self, message: M) -> Result<(), SendError>
-    where
-        A: Handler<M>,
-    {
+    pub fn tell<M: MessageTo<A>>(&self, message: M) -> Result<(), SendError> {
         if let Some(ring) = &self.0.ring {
             self.0.reserve()?;
             return self.0.post(ring, posted(message, None, None, None));
@@ -125,10 +122,7 @@ impl<A: Actor> Ref<A> {
 
     /// As [`Ref::tell`], but waits while the mailbox is full, if its [`Overflow`] says so. A task that sends without end gives its
     /// thread back now and then, also when there is always room: it takes part in tokio's cooperative budget.
-    pub async fn send<M: Message>(&self, message: M) -> Result<(), SendError>
-    where
-        A: Handler<M>,
-    {
+    pub async fn send<M: MessageTo<A>>(&self, message: M) -> Result<(), SendError> {
         tokio::task::coop::consume_budget().await;
         if let Some(ring) = &self.0.ring {
             self.0.reserve_when_free().await?;
@@ -141,10 +135,7 @@ impl<A: Actor> Ref<A> {
 
     /// Waits for room in the mailbox, then for the answer (OTP `call` without a time limit). Dropped before it is ready, it takes the
     /// question back: one that waits in the mailbox then is not handled.
-    pub async fn ask<M: Message>(&self, message: M) -> Result<M::Reply, AskError>
-    where
-        A: Handler<M>,
-    {
+    pub async fn ask<M: MessageTo<A>>(&self, message: M) -> Result<M::Reply, AskError> {
         if let Some(ring) = &self.0.ring {
             return Box::pin(self.ask_ring(ring, message, None)).await;
         }
@@ -157,24 +148,18 @@ impl<A: Actor> Ref<A> {
     }
 
     /// As [`Ref::ask`], for at most `limit`. See [`Ref::ask_until`].
-    pub async fn ask_timeout<M: Message>(&self, message: M, limit: Duration) -> Result<M::Reply, AskError>
-    where
-        A: Handler<M>,
-    {
+    pub async fn ask_timeout<M: MessageTo<A>>(&self, message: M, limit: Duration) -> Result<M::Reply, AskError> {
         self.ask_until(message, Instant::now().checked_add(limit)).await
     }
 
     /// As [`Ref::ask`], until `deadline` at most; `None` is without limit. The actor knows the deadline: a question whose deadline has
     /// passed is not handled, and the handler of one finds it in [`Ctx::deadline`](crate::Ctx::deadline), so that the questions which
     /// it asks in turn can have the same.
-    pub async fn ask_until<M: Message>(
+    pub async fn ask_until<M: MessageTo<A>>(
         &self,
         message: M,
         deadline: impl Into<Option<Instant>>,
-    ) -> Result<M::Reply, AskError>
-    where
-        A: Handler<M>,
-    {
+    ) -> Result<M::Reply, AskError> {
         let Some(deadline) = deadline.into() else { return self.ask(message).await };
         if deadline <= Instant::now() {
             return Err(AskError::Timeout);
@@ -193,15 +178,12 @@ impl<A: Actor> Ref<A> {
         tokio::time::timeout_at(deadline, asked).await.unwrap_or(Err(AskError::Timeout))
     }
 
-    async fn ask_ring<M: Message>(
+    async fn ask_ring<M: MessageTo<A>>(
         &self,
         ring: &Ring<A>,
         message: M,
         deadline: Option<Instant>,
-    ) -> Result<M::Reply, AskError>
-    where
-        A: Handler<M>,
-    {
+    ) -> Result<M::Reply, AskError> {
         if let Err(refused) = self.0.reserve_when_free().await {
             return Err(self.refused(refused).await);
         }
@@ -232,7 +214,7 @@ impl<A: Actor> Ref<A> {
     }
 }
 
-fn posted<A: Handler<M>, M: Message>(
+fn posted<A: Actor, M: MessageTo<A>>(
     message: M,
     asker: Option<oneshot::Sender<Answer<M::Reply>>>,
     deadline: Option<Instant>,
@@ -285,46 +267,31 @@ impl<A: Actor> Named<A> {
     }
 
     /// See [`Ref::tell`].
-    pub fn tell<M: Message>(&self, message: M) -> Result<(), SendError>
-    where
-        A: Handler<M>,
-    {
+    pub fn tell<M: MessageTo<A>>(&self, message: M) -> Result<(), SendError> {
         self.resolve().ok_or(SendError::NoProc)?.tell(message)
     }
 
     /// See [`Ref::send`].
-    pub async fn send<M: Message>(&self, message: M) -> Result<(), SendError>
-    where
-        A: Handler<M>,
-    {
+    pub async fn send<M: MessageTo<A>>(&self, message: M) -> Result<(), SendError> {
         self.resolve().ok_or(SendError::NoProc)?.send(message).await
     }
 
     /// See [`Ref::ask`].
-    pub async fn ask<M: Message>(&self, message: M) -> Result<M::Reply, AskError>
-    where
-        A: Handler<M>,
-    {
+    pub async fn ask<M: MessageTo<A>>(&self, message: M) -> Result<M::Reply, AskError> {
         self.resolve().ok_or(AskError::NoProc)?.ask(message).await
     }
 
     /// See [`Ref::ask_timeout`].
-    pub async fn ask_timeout<M: Message>(&self, message: M, limit: Duration) -> Result<M::Reply, AskError>
-    where
-        A: Handler<M>,
-    {
+    pub async fn ask_timeout<M: MessageTo<A>>(&self, message: M, limit: Duration) -> Result<M::Reply, AskError> {
         self.resolve().ok_or(AskError::NoProc)?.ask_timeout(message, limit).await
     }
 
     /// See [`Ref::ask_until`].
-    pub async fn ask_until<M: Message>(
+    pub async fn ask_until<M: MessageTo<A>>(
         &self,
         message: M,
         deadline: impl Into<Option<Instant>>,
-    ) -> Result<M::Reply, AskError>
-    where
-        A: Handler<M>,
-    {
+    ) -> Result<M::Reply, AskError> {
         self.resolve().ok_or(AskError::NoProc)?.ask_until(message, deadline).await
     }
 

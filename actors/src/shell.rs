@@ -9,7 +9,7 @@
 //! whatever state a panic left, and is larger than all the rest. Must never run user code of an actor that a panic has ended. Made
 //! by [`WorkerFactory`], spawned on an arbiter.
 
-use crate::actor::{Actor, Handler, Message};
+use crate::actor::{Actor, MessageTo};
 use crate::arbiter::Heartbeat;
 use crate::ctx::{Ctx, DEADLINE};
 use crate::error::AskError;
@@ -212,10 +212,7 @@ impl<A: Actor> Engine<A> {
 
     /// A message has reached the actor.
     #[inline]
-    pub(crate) fn deliver<M: Message>(&mut self, question: &mut Question<M>, deadline: Option<Instant>)
-    where
-        A: Handler<M>,
-    {
+    pub(crate) fn deliver<M: MessageTo<A>>(&mut self, question: &mut Question<M>, deadline: Option<Instant>) {
         self.left = self.left.saturating_sub(1);
         let pid = self.ctx.pid_ref();
         pid.release();
@@ -233,7 +230,7 @@ impl<A: Actor> Engine<A> {
             DEADLINE.set(deadline);
         }
         let ctx = &mut self.ctx;
-        if let Some(panic) = guarded_inside(|| actor.handle(message, ctx).resolve(asker)) {
+        if let Some(panic) = guarded_inside(|| message.handled_by(actor, ctx).resolve(asker)) {
             self.panicked = Some(Box::new(panic));
         }
         if deadline.is_some() {
