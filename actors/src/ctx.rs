@@ -35,11 +35,20 @@ pub struct Ctx<A: Actor> {
     me: Ref<A>,
     /// Each is polled only when it was woken, however many there are.
     tasks: Option<Box<FuturesUnordered<Task<A>>>>,
-    monitors: HashSet<MonitorRef>,
+    #[allow(clippy::box_collection)] // few actors have monitors, and there may be as many actors as there are pods
+    monitors: Option<Box<HashSet<MonitorRef>>>,
     stop: Option<Box<Exit>>,
+    subtrees: Option<Box<Subtrees>>,
+    /// Messages left of this turn.
+    pub(crate) left: u32,
     traps: bool,
-    subtrees: Vec<(u64, Pid)>,
-    next_subtree: u64,
+}
+
+/// Those that the actor supervises.
+#[derive(Default)]
+struct Subtrees {
+    alive: Vec<(u64, Pid)>,
+    next: u64,
 }
 
 /// Something that a [`Ctx`] set going: a future, a timer. Dropping it changes nothing.
@@ -63,17 +72,7 @@ thread_local! {
 
 impl<A: Actor> Ctx<A> {
     pub(crate) fn new(pid: Pid, system: Arc<Inner>, me: Ref<A>) -> Self {
-        Ctx {
-            pid,
-            system,
-            me,
-            tasks: None,
-            monitors: HashSet::new(),
-            stop: None,
-            traps: false,
-            subtrees: Vec::new(),
-            next_subtree: 0,
-        }
+        Ctx { pid, system, me, tasks: None, monitors: None, stop: None, subtrees: None, left: 0, traps: false }
     }
 
     /// A reference to this incarnation.
@@ -158,13 +157,13 @@ impl<A: Actor> Ctx<A> {
     /// Asks for one [`Actor::down`] when `pid` has ended; at once if it has.
     pub fn monitor(&mut self, pid: &Pid) -> MonitorRef {
         let monitor = pid.monitored_by(&self.pid);
-        self.monitors.insert(monitor.clone());
+        self.monitors.get_or_insert_default().insert(monitor.clone());
         monitor
     }
 
     /// Takes a monitor back. Its `down` does not come after this, not even if it was on its way (OTP `demonitor` with `flush`).
     pub fn demonitor(&mut self, monitor: &MonitorRef) {
-        if self.monitors.remove(monitor) {
+        if self.expects(monitor) {
             monitor.cancel();
         }
     }
@@ -192,8 +191,9 @@ impl<A: Actor> Ctx<A> {
     /// Starts a subtree of this actor's own at `<path>/<id>`. It starts in the background, on this actor's thread; it is stopped before this actor's exit is
     /// reported; and when it gives up, or cannot start, its exit is this actor's.
     pub fn supervise(&mut self, spec: SupervisorSpec) -> SupervisorRef {
-        let subtree = self.next_subtree;
-        self.next_subtree += 1;
+        let subtrees = self.subtrees.get_or_insert_default();
+        let subtree = subtrees.next;
+        subtrees.next += 1;
         let path: Arc<str> = format!("{}/{}", self.pid.path(), spec.id()).into();
         let pid = self.system.pid(path, Mailbox::NONE);
         let owner = self.pid.clone();
@@ -202,7 +202,7 @@ impl<A: Actor> Ctx<A> {
                 owner.subtree_exited(subtree, exit);
             }
         });
-        self.subtrees.push((subtree, pid.clone()));
+        self.subtrees.get_or_insert_default().alive.push((subtree, pid.clone()));
         let exit = ExitGuard::new(pid.clone(), self.system.clone(), reporter).rootless();
         launch(spec, pid, self.system.clone(), exit, false)
     }
@@ -231,12 +231,12 @@ impl<A: Actor> Ctx<A> {
 
     /// Whether a `down` is still wanted. Each is, once.
     pub(crate) fn expects(&mut self, monitor: &MonitorRef) -> bool {
-        self.monitors.remove(monitor)
+        self.monitors.as_mut().is_some_and(|monitors| monitors.remove(monitor))
     }
 
     /// The actor has ended: those that it watched shall not keep a watcher that nobody reads.
     pub(crate) fn cancel_monitors(&mut self) {
-        for monitor in self.monitors.drain() {
+        for monitor in self.monitors.take().into_iter().flat_map(|monitors| *monitors) {
             monitor.cancel();
         }
     }
@@ -262,11 +262,13 @@ impl<A: Actor> Ctx<A> {
     }
 
     pub(crate) fn take_subtrees(&mut self) -> Vec<(u64, Pid)> {
-        std::mem::take(&mut self.subtrees)
+        self.subtrees.as_mut().map(|subtrees| std::mem::take(&mut subtrees.alive)).unwrap_or_default()
     }
 
     pub(crate) fn subtree_gone(&mut self, subtree: u64) {
-        self.subtrees.retain(|(id, _)| *id != subtree);
+        if let Some(subtrees) = &mut self.subtrees {
+            subtrees.alive.retain(|(id, _)| *id != subtree);
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use crate::shell::Host;
 use crate::spec::Overflow;
 use crate::system::Inner;
 use actix::dev::EnvelopeProxy;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use std::fmt;
 use std::marker::PhantomData;
@@ -74,7 +75,13 @@ impl<A: Actor> Inbox<A> {
         Ok(())
     }
 
-    /// Takes room in the ring, unless it is made by dropping.
+    /// Takes room, if there is some at once and actix's channel is where the message goes.
+    #[inline]
+    fn reserved(&self) -> bool {
+        self.ring.is_none() && self.pid.reserve().is_ok()
+    }
+
+    /// Takes room, unless it is made by dropping.
     fn reserve(&self) -> Result<(), SendError> {
         match self.pid.mailbox().overflow {
             Overflow::DropOldest if self.pid.ending() => Err(SendError::Closed),
@@ -124,27 +131,38 @@ impl<A: Actor> Ref<A> {
     /// thread back now and then, also when there is always room: it takes part in tokio's cooperative budget.
     pub async fn send<M: MessageTo<A>>(&self, message: M) -> Result<(), SendError> {
         tokio::task::coop::consume_budget().await;
-        if let Some(ring) = &self.0.ring {
-            self.0.reserve_when_free().await?;
-            return self.0.post(ring, posted(message, None, None, None));
+        if !self.0.reserved() {
+            // Boxed, here and below, so that the future of the many for whom there is room is small.
+            return Box::pin(self.send_when_free(message)).await;
         }
-        self.0.pid.reserve_when_free().await?;
         self.0.put(Question::new(message, None));
         Ok(())
+    }
+
+    async fn send_when_free<M: MessageTo<A>>(&self, message: M) -> Result<(), SendError> {
+        self.0.reserve_when_free().await?;
+        match &self.0.ring {
+            Some(ring) => self.0.post(ring, posted(message, None, None, None)),
+            None => {
+                self.0.put(Question::new(message, None));
+                Ok(())
+            }
+        }
     }
 
     /// Waits for room in the mailbox, then for the answer (OTP `call` without a time limit). Dropped before it is ready, it takes the
     /// question back: one that waits in the mailbox then is not handled.
     pub async fn ask<M: MessageTo<A>>(&self, message: M) -> Result<M::Reply, AskError> {
-        if let Some(ring) = &self.0.ring {
-            return Box::pin(self.ask_ring(ring, message, None)).await;
-        }
-        if let Err(refused) = self.0.pid.reserve_when_free().await {
-            return Err(self.refused(refused).await);
+        if !self.0.reserved() {
+            return Box::pin(self.ask_when_free(message, None)).await;
         }
         let (tx, rx) = oneshot::channel();
         self.0.put(Question::new(message, Some(tx)));
-        answered(rx, || self.0.pid.clone()).await
+        match rx.await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(why)) => Err(*why),
+            Err(_) => Err(ended(self.pid()).await),
+        }
     }
 
     /// As [`Ref::ask`], for at most `limit`. See [`Ref::ask_until`].
@@ -165,22 +183,22 @@ impl<A: Actor> Ref<A> {
             return Err(AskError::Timeout);
         }
         let asked = async {
-            if let Some(ring) = &self.0.ring {
-                return Box::pin(self.ask_ring(ring, message, Some(deadline))).await;
-            }
-            if let Err(refused) = self.0.pid.reserve_when_free().await {
-                return Err(self.refused(refused).await);
+            if !self.0.reserved() {
+                return Box::pin(self.ask_when_free(message, Some(deadline))).await;
             }
             let (tx, rx) = oneshot::channel();
             self.0.put(Timed { question: Question::new(message, Some(tx)), deadline });
-            answered(rx, || self.0.pid.clone()).await
+            match rx.await {
+                Ok(Ok(reply)) => Ok(reply),
+                Ok(Err(why)) => Err(*why),
+                Err(_) => Err(ended(self.pid()).await),
+            }
         };
         tokio::time::timeout_at(deadline, asked).await.unwrap_or(Err(AskError::Timeout))
     }
 
-    async fn ask_ring<M: MessageTo<A>>(
+    async fn ask_when_free<M: MessageTo<A>>(
         &self,
-        ring: &Ring<A>,
         message: M,
         deadline: Option<Instant>,
     ) -> Result<M::Reply, AskError> {
@@ -188,11 +206,22 @@ impl<A: Actor> Ref<A> {
             return Err(self.refused(refused).await);
         }
         let (tx, rx) = oneshot::channel();
-        let answerer = self.0.pid.mailbox().keep.then(|| Arc::new(Mutex::new(self.0.pid.clone())));
-        if let Err(refused) = self.0.post(ring, posted(message, Some(tx), deadline, answerer.clone())) {
-            return Err(self.refused(refused).await);
+        let mut answerer = None;
+        match (&self.0.ring, deadline) {
+            (Some(ring), _) => {
+                answerer = self.0.pid.mailbox().keep.then(|| Arc::new(Mutex::new(self.pid())));
+                if let Err(refused) = self.0.post(ring, posted(message, Some(tx), deadline, answerer.clone())) {
+                    return Err(self.refused(refused).await);
+                }
+            }
+            (None, Some(deadline)) => self.0.put(Timed { question: Question::new(message, Some(tx)), deadline }),
+            (None, None) => self.0.put(Question::new(message, Some(tx))),
         }
-        answered(rx, || answerer.map_or_else(|| self.0.pid.clone(), |answerer| answerer.lock().clone())).await
+        match rx.await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(why)) => Err(*why),
+            Err(_) => Err(ended(answerer.map_or_else(|| self.pid(), |answerer| answerer.lock().clone())).await),
+        }
     }
 
     /// Asks it to stop. See [`Pid::stop`].
@@ -223,13 +252,9 @@ fn posted<A: Actor, M: MessageTo<A>>(
     Box::new(Posted { question: Question::new(message, asker), deadline, answerer })
 }
 
-/// Waits for the answer. When there will be none, and nobody said why, the one who had to answer has ended.
-async fn answered<R>(answer: oneshot::Receiver<Answer<R>>, answerer: impl FnOnce() -> Pid) -> Result<R, AskError> {
-    match answer.await {
-        Ok(Ok(reply)) => Ok(reply),
-        Ok(Err(why)) => Err(*why),
-        Err(_) => Err(AskError::Exited(answerer().exited().await)),
-    }
+/// Why there is no answer, when nobody said so: the one who had to answer has ended.
+fn ended(answerer: Pid) -> BoxFuture<'static, AskError> {
+    Box::pin(async move { AskError::Exited(answerer.exited().await) })
 }
 
 impl<A: Actor> Clone for Ref<A> {

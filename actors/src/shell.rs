@@ -189,8 +189,6 @@ pub(crate) struct Engine<A: Actor> {
     /// `None` only once the state was dropped.
     actor: Option<Box<A>>,
     ctx: Ctx<A>,
-    /// Messages left of this turn.
-    left: u32,
     /// A handler's, caught close to it: unwinding through actix costs more than all the rest of a restart.
     panicked: Option<Box<Exit>>,
 }
@@ -199,7 +197,7 @@ impl<A: Actor> Engine<A> {
     /// Whether no message is to be handled now: the turn is over, the actor ends, or a signal is first.
     #[inline]
     pub(crate) fn busy(&self) -> bool {
-        self.left == 0 || self.ctx.stopping() || self.panicked.is_some() || self.ctx.pid_ref().requested()
+        self.ctx.left == 0 || self.ctx.stopping() || self.panicked.is_some() || self.ctx.pid_ref().requested()
     }
 
     pub(crate) fn pid(&self) -> &Pid {
@@ -213,7 +211,7 @@ impl<A: Actor> Engine<A> {
     /// A message has reached the actor.
     #[inline]
     pub(crate) fn deliver<M: MessageTo<A>>(&mut self, question: &mut Question<M>, deadline: Option<Instant>) {
-        self.left = self.left.saturating_sub(1);
+        self.ctx.left = self.ctx.left.saturating_sub(1);
         let pid = self.ctx.pid_ref();
         pid.release();
         if question.given_up() {
@@ -285,11 +283,15 @@ impl<A: Actor> ToEnvelope<Host<A>, Parcel<A>> for Engine<A> {
 enum Phase {
     New,
     Running,
-    /// Own subtrees are ending; then `stopping` is run if `in_order`.
-    Ending {
-        exit: Box<Exit>,
-        in_order: bool,
-    },
+    Ending(Box<Ending>),
+}
+
+/// Own subtrees are ending; then `stopping` is run if `in_order`.
+struct Ending {
+    exit: Exit,
+    in_order: bool,
+    /// Those that have not ended.
+    subtrees: Vec<(u64, Pid)>,
 }
 
 /// What runs, until the actor has ended.
@@ -300,11 +302,8 @@ struct Run<A: Actor> {
 
 struct Shell<A: Actor> {
     run: Option<Run<A>>,
-    pid: Pid,
     heartbeat: Arc<Heartbeat>,
     phase: Phase,
-    /// Subtrees that have not ended.
-    subtrees: Vec<(u64, Pid)>,
     /// A panic in the Drop of the state.
     dropped: Option<Box<Exit>>,
     exit: ExitGuard,
@@ -320,10 +319,10 @@ impl<A: Actor> Shell<A> {
         exit: ExitGuard,
     ) -> Self {
         let heartbeat = system.heartbeat();
-        let ctx = Ctx::new(pid.clone(), system, Ref::from_inbox(inbox));
-        let engine = Engine { actor: Some(Box::new(actor)), ctx, left: TURN_MESSAGES, panicked: None };
+        let ctx = Ctx::new(pid, system, Ref::from_inbox(inbox));
+        let engine = Engine { actor: Some(Box::new(actor)), ctx, panicked: None };
         let run = Some(Run { engine, mailbox: Mailbox::new(receiver) });
-        Shell { run, pid, heartbeat, phase: Phase::New, subtrees: Vec::new(), dropped: None, exit }
+        Shell { run, heartbeat, phase: Phase::New, dropped: None, exit }
     }
 
     /// Runs user code outside of messages; a panic ends the actor.
@@ -337,13 +336,13 @@ impl<A: Actor> Shell<A> {
 
     /// Takes signals from outside. Ends the actor when one says so.
     fn signals(&mut self) {
-        let requests = self.pid.take_requests();
+        let requests = self.exit.pid.take_requests();
         if requests == 0 {
             return;
         }
         // Before a kill, which would wait for subtrees that have ended already.
         if requests & SUBTREE != 0 {
-            while let Some((subtree, exit)) = self.pid.next_subtree_exit() {
+            while let Some((subtree, exit)) = self.exit.pid.next_subtree_exit() {
                 self.subtree_exited(subtree, exit);
             }
         }
@@ -354,7 +353,7 @@ impl<A: Actor> Shell<A> {
             return;
         }
         if requests & SIGNAL != 0 {
-            while let Some(signal) = self.pid.next_signal() {
+            while let Some(signal) = self.exit.pid.next_signal() {
                 match signal {
                     Signal::Down(down) => self.with(|actor, ctx| {
                         if ctx.expects(&down.monitor) {
@@ -371,7 +370,7 @@ impl<A: Actor> Shell<A> {
         if requests & STOP != 0 {
             // What never started has nothing to stop in order.
             let started = matches!(self.phase, Phase::Running);
-            self.end(self.pid.stop_reason(), started);
+            self.end(self.exit.pid.stop_reason(), started);
         }
     }
 
@@ -389,7 +388,9 @@ impl<A: Actor> Shell<A> {
         if let Some(run) = &mut self.run {
             run.engine.ctx.subtree_gone(subtree);
         }
-        self.subtrees.retain(|(id, _)| *id != subtree);
+        if let Phase::Ending(ending) = &mut self.phase {
+            ending.subtrees.retain(|(id, _)| *id != subtree);
+        }
         // One that was stopped by hand is no news; one that gave up takes its owner along.
         if matches!(self.phase, Phase::New | Phase::Running) && exit.is_abnormal() {
             self.end(exit, true);
@@ -398,40 +399,39 @@ impl<A: Actor> Shell<A> {
 
     /// The end begins: no message is taken any more, the subtrees are stopped (or killed), last come first.
     fn end(&mut self, exit: Exit, in_order: bool) {
-        if matches!(&self.phase, Phase::Ending { in_order: false, .. }) {
-            return;
-        }
-        let exit = match std::mem::replace(&mut self.phase, Phase::New) {
-            // A kill, or a panic, during an end in order.
-            Phase::Ending { .. } | Phase::New | Phase::Running => exit,
+        // A kill, or a panic, comes during an end in order; nothing comes after those.
+        let mut subtrees = match std::mem::replace(&mut self.phase, Phase::New) {
+            Phase::Ending(ending) if !ending.in_order => return self.phase = Phase::Ending(ending),
+            Phase::Ending(ending) => ending.subtrees,
+            Phase::New | Phase::Running => Vec::new(),
         };
-        self.pid.set_ending();
-        self.exit.system.registry.stopping(&self.pid);
+        self.exit.pid.set_ending();
+        self.exit.system.registry.stopping(&self.exit.pid);
         if let Some(run) = &mut self.run {
-            self.subtrees.extend(run.engine.ctx.take_subtrees());
+            subtrees.extend(run.engine.ctx.take_subtrees());
         }
         if !in_order {
             self.drop_state();
         }
-        self.phase = Phase::Ending { exit: Box::new(exit), in_order };
-        for (_, pid) in self.subtrees.iter().rev() {
+        for (_, pid) in subtrees.iter().rev() {
             if in_order {
                 pid.stop(Exit::Shutdown);
             } else {
                 pid.kill();
             }
         }
+        self.phase = Phase::Ending(Box::new(Ending { exit, in_order, subtrees }));
     }
 
     fn drop_state(&mut self) {
         if let Some(Run { mut engine, mailbox }) = self.run.take() {
             engine.ctx.cancel_monitors();
-            let _entered = Entered::new(&self.pid);
+            let _entered = Entered::new(&self.exit.pid);
             // One by one: two panics in one unwinding would abort the process.
             drop_guarded(engine.actor.take());
             drop_guarded(engine);
             drop_guarded(mailbox);
-            self.pid.close_backlog();
+            self.exit.pid.close_backlog();
             // Kept here: on this thread others have their turn before this one has ended.
             self.dropped = take_drop_panic().map(Box::new);
         }
@@ -439,8 +439,8 @@ impl<A: Actor> Shell<A> {
 
     /// All subtrees have ended.
     fn finish(&mut self) {
-        let Phase::Ending { exit, in_order } = std::mem::replace(&mut self.phase, Phase::New) else { return };
-        let mut exit = *exit;
+        let Phase::Ending(ending) = std::mem::replace(&mut self.phase, Phase::New) else { return };
+        let Ending { mut exit, in_order, .. } = *ending;
         if in_order && let Some(Run { engine, .. }) = &mut self.run {
             if let Some(actor) = &mut engine.actor
                 && let Err(panic) = guarded(|| actor.stopping(&exit, &mut engine.ctx))
@@ -463,7 +463,7 @@ impl<A: Actor> Shell<A> {
     /// One turn of the actor itself: its messages, then what its own futures bring.
     fn turn(&mut self, cx: &mut Context<'_>) {
         let Some(Run { engine, mailbox }) = &mut self.run else { return };
-        engine.left = TURN_MESSAGES;
+        engine.ctx.left = TURN_MESSAGES;
         // What others of this thread left behind is not this actor's.
         take_drop_panic();
         let result = guarded(|| {
@@ -479,7 +479,7 @@ impl<A: Actor> Shell<A> {
         if let Some(panic) = engine.panicked.take() {
             return self.end(*panic, false);
         }
-        if engine.left == 0 {
+        if engine.ctx.left == 0 {
             cx.waker().wake_by_ref();
         }
         // A Drop of the user's that panicked inside a guarded drop, such as a message's.
@@ -497,8 +497,8 @@ impl<A: Actor> Future for Shell<A> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        let _entered = Entered::new(&this.pid);
-        this.heartbeat.enter(&this.pid);
+        let _entered = Entered::new(&this.exit.pid);
+        this.heartbeat.enter(&this.exit.pid);
         let done = this.advance(cx);
         this.heartbeat.leave();
         done
@@ -508,7 +508,7 @@ impl<A: Actor> Future for Shell<A> {
 impl<A: Actor> Shell<A> {
     /// Signals, then messages, then the end as far as it goes without waiting.
     fn advance(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.pid.register(cx.waker());
+        self.exit.pid.register(cx.waker());
         if self.exit.system.killed() {
             self.end(Exit::Killed, false);
         }
@@ -526,10 +526,10 @@ impl<A: Actor> Shell<A> {
         if matches!(self.phase, Phase::Running) {
             self.turn(cx);
         }
-        if matches!(self.phase, Phase::Ending { .. }) {
+        if matches!(self.phase, Phase::Ending(_)) {
             // Exits of subtrees that came meanwhile.
             self.signals();
-            if self.subtrees.is_empty() {
+            if matches!(&self.phase, Phase::Ending(ending) if ending.subtrees.is_empty()) {
                 self.finish();
                 return Poll::Ready(());
             }
@@ -541,10 +541,14 @@ impl<A: Actor> Shell<A> {
 impl<A: Actor> Drop for Shell<A> {
     fn drop(&mut self) {
         // Its arbiter is gone, or the system was killed. The subtrees live on threads that may still run.
+        let mut subtrees = match std::mem::replace(&mut self.phase, Phase::New) {
+            Phase::Ending(ending) => ending.subtrees,
+            Phase::New | Phase::Running => Vec::new(),
+        };
         if let Some(run) = &mut self.run {
-            self.subtrees.extend(run.engine.ctx.take_subtrees());
+            subtrees.extend(run.engine.ctx.take_subtrees());
         }
-        for (_, pid) in &self.subtrees {
+        for (_, pid) in subtrees {
             pid.kill();
         }
         self.drop_state();
