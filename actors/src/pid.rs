@@ -72,7 +72,6 @@ const CLOSED: u32 = 1 << 31;
 #[derive(Default)]
 struct Control {
     exit: Option<Box<Exit>>,
-    next_watch: u64,
     ties: Option<Box<Ties>>,
 }
 
@@ -83,6 +82,7 @@ struct Ties {
     /// Where the messages of the actor lie, if not in actix's channel. Left there for the next incarnation when it ends.
     backlog: Option<Arc<dyn Backlog>>,
     watchers: BTreeMap<u64, Watcher>,
+    next_watch: u64,
     links: Vec<Pid>,
     /// At most one for each monitor and link that the actor made, or that was made to it.
     signals: VecDeque<Signal>,
@@ -287,8 +287,7 @@ impl Pid {
             let watch = control.watch(Watcher::Monitor(by.clone()));
             return MonitorRef { target: self.clone(), watch };
         }
-        let watch = control.next_watch;
-        control.next_watch += 1;
+        let watch = control.ties().next_watch();
         drop(control);
         let monitor = MonitorRef { target: self.clone(), watch };
         by.signal(Signal::Down(Down { monitor: monitor.clone(), pid: self.clone(), reason: Exit::NoProc }));
@@ -494,14 +493,21 @@ impl MonitorRef {
 
 impl Control {
     fn watch(&mut self, watcher: Watcher) -> u64 {
-        let watch = self.next_watch;
-        self.next_watch += 1;
-        self.ties().watchers.insert(watch, watcher);
+        let ties = self.ties();
+        let watch = ties.next_watch();
+        ties.watchers.insert(watch, watcher);
         watch
     }
 
     fn ties(&mut self) -> &mut Ties {
         self.ties.get_or_insert_default()
+    }
+}
+
+impl Ties {
+    fn next_watch(&mut self) -> u64 {
+        self.next_watch += 1;
+        self.next_watch
     }
 }
 

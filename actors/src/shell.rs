@@ -304,8 +304,6 @@ struct Shell<A: Actor> {
     run: Option<Run<A>>,
     heartbeat: Arc<Heartbeat>,
     phase: Phase,
-    /// A panic in the Drop of the state.
-    dropped: Option<Box<Exit>>,
     exit: ExitGuard,
 }
 
@@ -322,7 +320,7 @@ impl<A: Actor> Shell<A> {
         let ctx = Ctx::new(pid, system, Ref::from_inbox(inbox));
         let engine = Engine { actor: Some(Box::new(actor)), ctx, panicked: None };
         let run = Some(Run { engine, mailbox: Mailbox::new(receiver) });
-        Shell { run, heartbeat, phase: Phase::New, dropped: None, exit }
+        Shell { run, heartbeat, phase: Phase::New, exit }
     }
 
     /// Runs user code outside of messages; a panic ends the actor.
@@ -410,9 +408,7 @@ impl<A: Actor> Shell<A> {
         if let Some(run) = &mut self.run {
             subtrees.extend(run.engine.ctx.take_subtrees());
         }
-        if !in_order {
-            self.drop_state();
-        }
+        let exit = if in_order { exit } else { self.drop_state(exit) };
         for (_, pid) in subtrees.iter().rev() {
             if in_order {
                 pid.stop(Exit::Shutdown);
@@ -423,7 +419,8 @@ impl<A: Actor> Shell<A> {
         self.phase = Phase::Ending(Box::new(Ending { exit, in_order, subtrees }));
     }
 
-    fn drop_state(&mut self) {
+    /// A panic in a Drop spoils an end in order, and hides no earlier reason.
+    fn drop_state(&mut self, exit: Exit) -> Exit {
         if let Some(Run { mut engine, mailbox }) = self.run.take() {
             engine.ctx.cancel_monitors();
             let _entered = Entered::new(&self.exit.pid);
@@ -432,9 +429,12 @@ impl<A: Actor> Shell<A> {
             drop_guarded(engine);
             drop_guarded(mailbox);
             self.exit.pid.close_backlog();
-            // Kept here: on this thread others have their turn before this one has ended.
-            self.dropped = take_drop_panic().map(Box::new);
+            // Taken at once: on this thread others have their turn before this one has ended.
+            if let Some(panic) = take_drop_panic().filter(|_| !exit.is_abnormal()) {
+                return panic;
+            }
         }
+        exit
     }
 
     /// All subtrees have ended.
@@ -452,11 +452,7 @@ impl<A: Actor> Shell<A> {
                 pid.kill();
             }
         }
-        self.drop_state();
-        // A panic in Drop spoils an end in order, and hides no earlier reason.
-        if let Some(panic) = self.dropped.take().filter(|_| !exit.is_abnormal()) {
-            exit = *panic;
-        }
+        let exit = self.drop_state(exit);
         self.exit.exited(exit);
     }
 
@@ -551,6 +547,7 @@ impl<A: Actor> Drop for Shell<A> {
         for (_, pid) in subtrees {
             pid.kill();
         }
-        self.drop_state();
+        // The guard behind it says why it ended.
+        self.drop_state(Exit::ArbiterGone);
     }
 }
