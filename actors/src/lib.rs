@@ -64,7 +64,7 @@ pub use inspect::{ActorInfo, ArbiterInfo, Kind, State, TREE_EVENTS, TreeEvent};
 pub use pid::{MonitorRef, Pid};
 pub use refs::{Named, Ref};
 pub use spec::{
-    Backoff, ChildSpec, MAILBOX_MAX_MESSAGES, MAILBOX_MESSAGES, Overflow, Placement, RESTART_INTENSITY,
+    AutoShutdown, Backoff, ChildSpec, MAILBOX_MAX_MESSAGES, MAILBOX_MESSAGES, Overflow, Placement, RESTART_INTENSITY,
     RESTART_PERIOD_MS, Restart, Shutdown, Strategy, SupervisorSpec, WORKER_SHUTDOWN_MS,
 };
 pub use supervisor::{ChildCount, ChildInfo, SupervisorRef};
