@@ -7,7 +7,7 @@
 use crate::actor::{Actor, Answer, Message, MessageTo};
 use crate::error::AskError;
 use crate::exit::Exit;
-use crate::panic::{drop_foreign, drop_guarded};
+use crate::panic::drop_guarded;
 use crate::pid::Pid;
 use crate::shell::{Engine, Host};
 use actix::dev::{Envelope, EnvelopeProxy};
@@ -102,6 +102,7 @@ pub(crate) trait Letter<A: Actor>: Send {
     fn deliver(&mut self, engine: &mut Engine<A>);
     /// See [`Question::refuse`].
     fn refuse(&mut self, why: AskError);
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send>;
 }
 
 /// The incarnation that an asker waits for: with a kept mailbox it may be another than the one that was asked.
@@ -124,6 +125,10 @@ impl<A: Actor, M: MessageTo<A>> Letter<A> for Posted<M> {
     fn refuse(&mut self, why: AskError) {
         self.question.refuse(why);
     }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
+        self
+    }
 }
 
 /// The messages of a mailbox that drops its oldest one, or that outlives a crash.
@@ -145,7 +150,7 @@ pub(crate) enum Put<A: Actor> {
     /// The oldest had to go for it.
     Instead(Box<dyn Letter<A>>),
     /// The incarnation has ended.
-    Closed,
+    Closed(Box<dyn Letter<A>>),
 }
 
 impl<A: Actor> Ring<A> {
@@ -166,9 +171,7 @@ impl<A: Actor> Ring<A> {
     pub(crate) fn put(&self, pid: &Pid, letter: Box<dyn Letter<A>>, max: Option<usize>) -> Put<A> {
         let mut letters = self.0.lock();
         if letters.owner != Some(pid.id()) {
-            drop(letters);
-            drop_foreign(letter);
-            return Put::Closed;
+            return Put::Closed(letter);
         }
         if max.is_some_and(|max| letters.queue.len() >= max)
             && let Some(oldest) = letters.queue.pop_front()

@@ -2,10 +2,10 @@
 //!
 //! Must never show what engine carries the messages. Cheap to clone: one counter.
 
-use crate::actor::{Actor, Answer, MessageTo};
+use crate::actor::{Actor, MessageTo};
 use crate::error::{AskError, SendError};
 use crate::exit::Exit;
-use crate::mailbox::{Answerer, Letter, Parcel, Posted, Pull, Put, Question, Ring, Timed};
+use crate::mailbox::{Letter, Parcel, Posted, Pull, Put, Question, Ring, Timed};
 use crate::panic::drop_foreign;
 use crate::pid::Pid;
 use crate::shell::Host;
@@ -56,8 +56,30 @@ impl<A: Actor> Inbox<A> {
         self.address.do_send(Parcel::new(content));
     }
 
-    /// Puts a letter into the ring; there is room, or the oldest goes.
-    fn post(&self, ring: &Ring<A>, letter: Box<dyn Letter<A>>) -> Result<(), SendError> {
+    /// Puts a message into the mailbox if there is room, or the oldest goes; else gives it back.
+    fn tell<M: MessageTo<A>>(&self, message: M) -> Result<(), (SendError, M)> {
+        let Some(ring) = &self.ring else {
+            if let Err(error) = self.pid.reserve() {
+                return Err((error, message));
+            }
+            self.put(Question::new(message, None));
+            return Ok(());
+        };
+        if let Err(error) = self.reserve() {
+            return Err((error, message));
+        }
+        let letter = Posted { question: Question::new(message, None), deadline: None, answerer: None };
+        let Err(letter) = self.post(ring, Box::new(letter)) else { return Ok(()) };
+        let letter = letter.into_any().downcast::<Posted<M>>();
+        match letter.ok().and_then(|mut letter| letter.question.take().0) {
+            Some(message) => Err((SendError::Closed, message)),
+            // Not so: it is the letter that was put.
+            None => Ok(()),
+        }
+    }
+
+    /// Puts a letter into the ring, where room was reserved, or the oldest goes. Gives it back when the actor has ended.
+    fn post(&self, ring: &Ring<A>, letter: Box<dyn Letter<A>>) -> Result<(), Box<dyn Letter<A>>> {
         let mailbox = self.pid.mailbox();
         let max = (mailbox.overflow == Overflow::DropOldest).then_some(mailbox.messages as usize);
         match ring.put(&self.pid, letter, max) {
@@ -70,7 +92,7 @@ impl<A: Actor> Inbox<A> {
                 oldest.refuse(AskError::Dropped);
                 drop_foreign(oldest);
             }
-            Put::Closed => return Err(SendError::Closed),
+            Put::Closed(letter) => return Err(letter),
         }
         Ok(())
     }
@@ -118,13 +140,7 @@ impl<A: Actor> Ref<A> {
     /// Puts a message into the mailbox, never waits (OTP `cast`). When the mailbox is full, its [`Overflow`] decides: the message is
     /// refused, or the oldest one that waits makes room. No promise that it is handled: the actor may end first.
     pub fn tell<M: MessageTo<A>>(&self, message: M) -> Result<(), SendError> {
-        if let Some(ring) = &self.0.ring {
-            self.0.reserve()?;
-            return self.0.post(ring, posted(message, None, None, None));
-        }
-        self.0.pid.reserve()?;
-        self.0.put(Question::new(message, None));
-        Ok(())
+        self.0.tell(message).map_err(|(error, _)| error)
     }
 
     /// As [`Ref::tell`], but waits while the mailbox is full, if its [`Overflow`] says so. A task that sends without end gives its
@@ -142,7 +158,10 @@ impl<A: Actor> Ref<A> {
     async fn send_when_free<M: MessageTo<A>>(&self, message: M) -> Result<(), SendError> {
         self.0.reserve_when_free().await?;
         match &self.0.ring {
-            Some(ring) => self.0.post(ring, posted(message, None, None, None)),
+            Some(ring) => {
+                let letter = Posted { question: Question::new(message, None), deadline: None, answerer: None };
+                self.0.post(ring, Box::new(letter)).map_err(|_| SendError::Closed)
+            }
             None => {
                 self.0.put(Question::new(message, None));
                 Ok(())
@@ -210,8 +229,10 @@ impl<A: Actor> Ref<A> {
         match (&self.0.ring, deadline) {
             (Some(ring), _) => {
                 answerer = self.0.pid.mailbox().keep.then(|| Arc::new(Mutex::new(self.pid())));
-                if let Err(refused) = self.0.post(ring, posted(message, Some(tx), deadline, answerer.clone())) {
-                    return Err(self.refused(refused).await);
+                let question = Question::new(message, Some(tx));
+                let letter = Posted { question, deadline, answerer: answerer.clone() };
+                if self.0.post(ring, Box::new(letter)).is_err() {
+                    return Err(self.refused(SendError::Closed).await);
                 }
             }
             (None, Some(deadline)) => self.0.put(Timed { question: Question::new(message, Some(tx)), deadline }),
@@ -241,15 +262,6 @@ impl<A: Actor> Ref<A> {
             None => AskError::Exited(self.0.pid.exited().await),
         }
     }
-}
-
-fn posted<A: Actor, M: MessageTo<A>>(
-    message: M,
-    asker: Option<oneshot::Sender<Answer<M::Reply>>>,
-    deadline: Option<Instant>,
-    answerer: Option<Answerer>,
-) -> Box<dyn Letter<A>> {
-    Box::new(Posted { question: Question::new(message, asker), deadline, answerer })
 }
 
 /// Why there is no answer, when nobody said so: the one who had to answer has ended.

@@ -867,3 +867,15 @@ fn what_was_accepted_is_handled_or_counted_as_dropped_whatever_crashes_meanwhile
         });
     }
 }
+
+#[test]
+fn every_promise_of_the_page_names_tests_that_exist() {
+    let tests = concat!(include_str!("messages.rs"), include_str!("actors.rs"));
+    let page = include_str!("../docs/runtime-semantics.md");
+    let (_, table) = page.split_once("## Promises and tests").expect("the table");
+    let named: Vec<&str> = table.split('`').skip(1).step_by(2).filter(|name| name.matches('_').count() > 3).collect();
+    assert!(named.len() > 25, "{named:?}");
+    for name in named {
+        assert!(tests.contains(&format!("fn {name}()")), "no test `{name}`");
+    }
+}
