@@ -44,6 +44,7 @@ mod ctx;
 mod error;
 mod exit;
 mod inspect;
+mod note;
 mod panic;
 mod pid;
 mod refs;
@@ -52,12 +53,14 @@ mod shell;
 mod spec;
 mod supervisor;
 mod system;
+mod trace;
 
 pub use actor::{Actor, Down, Handler, Later, Message, Replier, Reply};
 pub use ctx::{Ctx, TaskRef, TimerRef};
 pub use error::{AskError, BuildError, ChildError, SendError, StartError};
 pub use exit::Exit;
 pub use inspect::{ActorInfo, ArbiterInfo, Kind, State, TREE_EVENTS, TreeEvent};
+pub use note::MESSAGE_SPANS;
 pub use pid::{MonitorRef, Pid};
 pub use refs::{Named, Ref};
 pub use spec::{
@@ -66,3 +69,4 @@ pub use spec::{
 };
 pub use supervisor::{ChildCount, ChildInfo, SupervisorRef};
 pub use system::{System, SystemBuilder};
+pub use trace::{TRACEPARENT_LEN, Trace, TraceError};
