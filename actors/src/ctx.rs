@@ -248,7 +248,7 @@ impl<A: Actor> Ctx<A> {
     /// Polls the tasks that were woken, and hands what they bring to the actor.
     pub(crate) fn pump(&mut self, actor: &mut A, cx: &mut Context<'_>) {
         for _ in 0..TURN_EFFECTS {
-            if self.stop.is_some() {
+            if self.stop.is_some() || self.pid.claimed() {
                 return;
             }
             let Some(tasks) = &mut self.tasks else { return };

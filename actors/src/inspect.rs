@@ -5,6 +5,7 @@
 use crate::exit::Exit;
 use crate::pid::Pid;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// How many tree events a subscriber may lag behind; one that lags further is told how many it lost.
 pub const TREE_EVENTS: usize = 4_096;
@@ -61,6 +62,26 @@ pub struct ActorInfo {
     pub queue_max: usize,
     /// Messages that this incarnation has handled.
     pub messages: u64,
+    /// What its code does at this moment; `None` while its thread is not in it.
+    #[serde(default)]
+    pub current: Option<Current>,
+    /// What an earlier incarnation still does on a thread that was left behind. See [`crate::SystemBuilder::watchdog`].
+    #[serde(default)]
+    pub stuck: Option<Current>,
+}
+
+/// What an actor's code does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Current {
+    /// The type of the message that it handles, or what else it does.
+    pub doing: String,
+    /// Milliseconds since it began, as far as a watchdog has seen; 0 without one.
+    pub for_ms: u64,
+}
+
+/// In whole milliseconds.
+pub(crate) fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What an arbiter does at one moment.
@@ -107,6 +128,17 @@ pub enum TreeEvent {
         /// Its place.
         path: String,
     },
+    /// It does not give its thread back. It and all others of that thread exit with [`Exit::ArbiterStuck`] next.
+    Stuck {
+        /// Its place.
+        path: String,
+        /// The incarnation.
+        pid: Pid,
+        /// The type of the message that it handles, or what else it does.
+        doing: String,
+        /// Milliseconds that it has been at it.
+        for_ms: u64,
+    },
 }
 
 impl TreeEvent {
@@ -116,7 +148,8 @@ impl TreeEvent {
             TreeEvent::Started { path, .. }
             | TreeEvent::Exited { path, .. }
             | TreeEvent::Restarting { path, .. }
-            | TreeEvent::Stopped { path } => path,
+            | TreeEvent::Stopped { path }
+            | TreeEvent::Stuck { path, .. } => path,
         }
     }
 }

@@ -54,12 +54,13 @@ mod spec;
 mod supervisor;
 mod system;
 mod trace;
+mod watchdog;
 
 pub use actor::{Actor, Down, Handler, Later, Message, Replier, Reply};
 pub use ctx::{Ctx, TaskRef, TimerRef};
 pub use error::{AskError, BuildError, ChildError, SendError, StartError};
 pub use exit::Exit;
-pub use inspect::{ActorInfo, ArbiterInfo, Kind, State, TREE_EVENTS, TreeEvent};
+pub use inspect::{ActorInfo, ArbiterInfo, Current, Kind, State, TREE_EVENTS, TreeEvent};
 pub use note::MESSAGE_SPANS;
 pub use pid::{MonitorRef, Pid};
 pub use refs::{Named, Ref};
@@ -70,3 +71,4 @@ pub use spec::{
 pub use supervisor::{ChildCount, ChildInfo, SupervisorRef};
 pub use system::{System, SystemBuilder};
 pub use trace::{TRACEPARENT_LEN, Trace, TraceError};
+pub use watchdog::{Overdue, STUCK_THREADS, Watch};

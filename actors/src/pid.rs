@@ -5,6 +5,8 @@
 use crate::actor::Down;
 use crate::error::SendError;
 use crate::exit::Exit;
+use crate::shell::{Report, Reporter};
+use crossbeam_utils::atomic::AtomicCell;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use std::cell::RefCell;
@@ -12,8 +14,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize};
 use std::task::Waker;
 use tokio::sync::{Notify, oneshot};
 
@@ -41,10 +43,47 @@ const ENDING: u8 = 16;
 const DEAD: u8 = 32;
 const REQUESTS: u8 = STOP | KILL | SIGNAL | SUBTREE;
 
+/// Its exit belongs to whoever set this: nobody else reports it, and none of its code is begun any more.
+const CLAIMED: u8 = 1;
+/// Its thread may be left behind while it lives, and with it whatever waits in its mailbox.
+const WATCHED: u8 = 2;
+/// No supervisor keeps it in its list, so nobody else would take it out of the tree.
+const ROOTLESS: u8 = 4;
+
+/// The name of what an actor does: `std::any::type_name` of its message, or of one of the types in [`doing`]. A function and not its
+/// result, because that fits into one atomic word.
+pub(crate) type Name = fn() -> &'static str;
+
+/// What an actor does that is no message.
+pub(crate) mod doing {
+    pub(crate) fn nothing() -> &'static str {
+        "nothing"
+    }
+    pub(crate) fn start() -> &'static str {
+        "its start"
+    }
+    pub(crate) fn signal() -> &'static str {
+        "a signal"
+    }
+    pub(crate) fn task() -> &'static str {
+        "a task, timer or stream"
+    }
+    pub(crate) fn stop() -> &'static str {
+        "its stop"
+    }
+    pub(crate) fn supervision() -> &'static str {
+        "supervision"
+    }
+}
+
 struct Cell {
     id: u64,
     path: Arc<str>,
     flags: AtomicU8,
+    marks: AtomicU8,
+    /// Where it runs; 0 before that is known.
+    arbiter: AtomicU32,
+    doing: AtomicCell<Name>,
     waker: AtomicWaker,
     mailbox: Account,
     control: Mutex<Control>,
@@ -64,6 +103,7 @@ struct Control {
     exit: Option<Box<Exit>>,
     next_watch: u64,
     ties: Option<Box<Ties>>,
+    reporter: Reporter,
 }
 
 /// What few actors have: there may be as many actors as there are pods.
@@ -95,6 +135,9 @@ impl Pid {
             id,
             path,
             flags: AtomicU8::new(0),
+            marks: AtomicU8::new(0),
+            arbiter: AtomicU32::new(0),
+            doing: AtomicCell::new(doing::nothing),
             waker: AtomicWaker::new(),
             mailbox: Account {
                 max: mailbox,
@@ -163,6 +206,77 @@ impl Pid {
         &self.0.path
     }
 
+    /// What it does from now on. One plain store.
+    #[inline]
+    pub(crate) fn doing(&self, name: Name) {
+        self.0.doing.store(name);
+    }
+
+    /// What it did last.
+    pub(crate) fn last_doing(&self) -> &'static str {
+        (self.0.doing.load())()
+    }
+
+    /// The id of the arbiter that it was put on.
+    pub(crate) fn arbiter(&self) -> u32 {
+        self.0.arbiter.load(Acquire)
+    }
+
+    pub(crate) fn set_arbiter(&self, id: u32) {
+        self.0.arbiter.store(id, Release);
+    }
+
+    /// Takes its exit into one's own hands. True for one caller only.
+    pub(crate) fn claim(&self) -> bool {
+        self.0.marks.fetch_or(CLAIMED, AcqRel) & CLAIMED == 0
+    }
+
+    /// Whether somebody has: no code of the actor's is to begin any more.
+    pub(crate) fn claimed(&self) -> bool {
+        self.0.marks.load(Acquire) & CLAIMED != 0
+    }
+
+    pub(crate) fn watch(&self) {
+        self.0.marks.fetch_or(WATCHED, AcqRel);
+    }
+
+    pub(crate) fn watched(&self) -> bool {
+        self.0.marks.load(Relaxed) & WATCHED != 0
+    }
+
+    pub(crate) fn set_rootless(&self, rootless: bool) {
+        match rootless {
+            true => self.0.marks.fetch_or(ROOTLESS, AcqRel),
+            false => self.0.marks.fetch_and(!ROOTLESS, AcqRel),
+        };
+    }
+
+    pub(crate) fn rootless(&self) -> bool {
+        self.0.marks.load(Acquire) & ROOTLESS != 0
+    }
+
+    /// Who is told how it starts and ends.
+    pub(crate) fn set_reporter(&self, reporter: Reporter) {
+        self.0.control.lock().reporter = reporter;
+    }
+
+    pub(crate) fn report_started(&self) {
+        let mut reporter = std::mem::take(&mut self.0.control.lock().reporter);
+        reporter.tell(Report::Started);
+        let exit = {
+            let mut control = self.0.control.lock();
+            match &control.exit {
+                // Meanwhile someone else has ended it, and found nobody to tell.
+                Some(exit) => Exit::clone(exit),
+                None => {
+                    control.reporter = reporter;
+                    return;
+                }
+            }
+        };
+        reporter.tell(Report::Exited(exit));
+    }
+
     pub(crate) fn register(&self, waker: &Waker) {
         self.0.waker.register(waker);
     }
@@ -206,22 +320,23 @@ impl Pid {
         self.0.flags.load(Acquire) & (ENDING | DEAD) != 0
     }
 
-    /// Ends it: watchers and links learn the reason, once.
+    /// Ends it: watchers, links and whoever started it learn the reason, once.
     pub(crate) fn set_exit(&self, exit: &Exit) {
-        let (watchers, links) = {
+        let (mut reporter, (watchers, links)) = {
             let mut control = self.0.control.lock();
             if control.exit.is_some() {
                 return;
             }
             control.exit = Some(Box::new(exit.clone()));
             self.0.flags.fetch_or(ENDING | DEAD, AcqRel);
-            match &mut control.ties {
+            let told = match &mut control.ties {
                 Some(ties) => {
                     ties.signals = VecDeque::new();
                     (std::mem::take(&mut ties.watchers), std::mem::take(&mut ties.links))
                 }
                 None => Default::default(),
-            }
+            };
+            (std::mem::take(&mut control.reporter), told)
         };
         self.0.mailbox.room.notify_waiters();
         for (watch, watcher) in watchers {
@@ -239,6 +354,7 @@ impl Pid {
             link.forget_link(self);
             link.signal(Signal::Exit { from: self.clone(), reason: exit.clone() });
         }
+        reporter.tell(Report::Exited(exit.clone()));
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

@@ -109,7 +109,17 @@ impl<A: Actor> Ref<A> {
         }
         let (tx, rx) = oneshot::channel();
         self.put(message, Some(tx));
-        match rx.await {
+        let answer = if self.0.pid.watched() {
+            // What a thread that was left behind holds is not dropped, and the sender of the answer with it.
+            tokio::select! {
+                biased;
+                answer = rx => answer,
+                exit = self.0.pid.exited() => return Err(AskError::Exited(exit)),
+            }
+        } else {
+            rx.await
+        };
+        match answer {
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(_)) => Err(AskError::NoReply),
             Err(_) => Err(AskError::Exited(self.0.pid.exited().await)),

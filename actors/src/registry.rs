@@ -3,7 +3,7 @@
 //! Must never call out while locked. Written by supervisors and by ending actors, read by lookups and observers.
 
 use crate::exit::Exit;
-use crate::inspect::{ActorInfo, Kind, State};
+use crate::inspect::{ActorInfo, Current, Kind, State, ms};
 use crate::pid::Pid;
 use parking_lot::RwLock;
 use std::any::Any;
@@ -59,8 +59,15 @@ impl Registry {
             last_exit: None,
             live: None,
         });
-        if node.live.is_some() {
-            return false;
+        match &mut node.live {
+            // A supervisor comes twice: before its spec is made, and then with it.
+            Some((live, own)) if live == pid => {
+                *own = inbox;
+                node.type_name = type_name;
+                return true;
+            }
+            Some(_) => return false,
+            None => {}
         }
         node.kind = kind;
         node.type_name = type_name;
@@ -124,10 +131,20 @@ impl Registry {
         self.nodes.read().values().filter_map(|node| Some(node.live.as_ref()?.0.clone())).collect()
     }
 
-    /// All nodes in the order of their paths.
-    pub(crate) fn tree(&self) -> Vec<ActorInfo> {
+    pub(crate) fn type_name(&self, path: &str) -> Option<&'static str> {
+        Some(self.nodes.read().get(path)?.type_name)
+    }
+
+    /// What lies below the paths for which this is true, and does not live, is no longer part of the tree.
+    pub(crate) fn forget_below(&self, gone: impl Fn(&str) -> bool) {
+        self.nodes.write().retain(|path, node| node.live.is_some() || !above(path).any(&gone));
+    }
+
+    /// All nodes in the order of their paths. `running`: who has the arbiters' threads, and since how many milliseconds.
+    pub(crate) fn tree(&self, running: &[(u64, u64)]) -> Vec<ActorInfo> {
         let now = Instant::now();
-        let mut tree: Vec<ActorInfo> = self.nodes.read().iter().map(|(path, node)| node.info(path, now)).collect();
+        let mut tree: Vec<ActorInfo> =
+            self.nodes.read().iter().map(|(path, node)| node.info(path, now, running)).collect();
         tree.sort_unstable_by(|a, b| a.path.split('/').cmp(b.path.split('/')));
         tree
     }
@@ -142,10 +159,18 @@ impl Registry {
     }
 }
 
+/// The paths above one, nearest first.
+pub(crate) fn above(path: &str) -> impl Iterator<Item = &str> {
+    path.rmatch_indices('/').map(|(at, _)| &path[..at])
+}
+
 impl Node {
-    fn info(&self, path: &str, now: Instant) -> ActorInfo {
+    fn info(&self, path: &str, now: Instant, running: &[(u64, u64)]) -> ActorInfo {
         let pid = self.live.as_ref().map(|(pid, _)| pid);
-        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let current = pid.and_then(|pid| {
+            let (_, for_ms) = *running.iter().find(|(id, _)| *id == pid.id())?;
+            Some(Current { doing: pid.last_doing().to_owned(), for_ms })
+        });
         ActorInfo {
             path: path.to_owned(),
             kind: self.kind,
@@ -165,6 +190,8 @@ impl Node {
             queue_len: pid.map_or(0, Pid::queue_len),
             queue_max: pid.map_or(0, Pid::queue_max),
             messages: pid.map_or(0, Pid::messages),
+            current,
+            stuck: None,
         }
     }
 }

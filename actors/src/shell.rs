@@ -15,7 +15,7 @@ use crate::exit::Exit;
 use crate::inspect::TreeEvent;
 use crate::note::Looked;
 use crate::panic::{drop_guarded, guarded, guarded_inside, take_drop_panic};
-use crate::pid::{Entered, KILL, Pid, SIGNAL, STOP, SUBTREE, Signal};
+use crate::pid::{Entered, KILL, Name, Pid, SIGNAL, STOP, SUBTREE, Signal, doing};
 use crate::refs::{Inbox, Question, Ref};
 use crate::registry::AnyInbox;
 use crate::system::Inner;
@@ -38,7 +38,8 @@ pub(crate) enum Report {
     Exited(Exit),
 }
 
-/// Carries reports. Dropped before the exit was reported, it reports that the thread is gone: no child is ever lost.
+/// Carries reports, or none.
+#[derive(Default)]
 pub(crate) struct Reporter(Option<Box<dyn FnMut(Report) + Send>>);
 
 impl Reporter {
@@ -46,65 +47,63 @@ impl Reporter {
         Reporter(Some(Box::new(f)))
     }
 
-    pub(crate) fn started(&mut self) {
+    pub(crate) fn tell(&mut self, report: Report) {
         if let Some(f) = &mut self.0 {
-            f(Report::Started);
-        }
-    }
-
-    pub(crate) fn exited(&mut self, exit: Exit) {
-        if let Some(mut f) = self.0.take() {
-            f(Report::Exited(exit));
+            f(report);
         }
     }
 }
 
-/// The end of one incarnation: the registry, the watchers and whoever started it learn of it in this order, once.
+/// The end of one incarnation: the registry, the watchers and whoever started it learn of it in this order, once. Dropped before the exit
+/// was reported, it reports that the thread is gone: no child is ever lost.
 pub(crate) struct ExitGuard {
     pid: Pid,
     system: Arc<Inner>,
-    reporter: Reporter,
-    /// No supervisor keeps it in its list, so nobody else would take it out of the tree.
-    rootless: bool,
-    done: bool,
 }
 
 impl ExitGuard {
     pub(crate) fn new(pid: Pid, system: Arc<Inner>, reporter: Reporter) -> Self {
-        ExitGuard { pid, system, reporter, rootless: false, done: false }
+        pid.set_reporter(reporter);
+        ExitGuard { pid, system }
     }
 
     /// For what no supervisor started: its end is its end in the tree.
-    pub(crate) fn rootless(mut self) -> Self {
-        self.rootless = true;
+    pub(crate) fn rootless(self) -> Self {
+        self.pid.set_rootless(true);
         self
     }
 
     pub(crate) fn started(&mut self) {
+        if self.pid.claimed() {
+            return;
+        }
         self.system.registry.running(&self.pid);
         self.system.event(|| TreeEvent::Started { path: self.pid.path().to_owned(), pid: self.pid.clone() });
-        self.reporter.started();
+        self.pid.report_started();
     }
 
     pub(crate) fn exited(&mut self, exit: Exit) {
-        if std::mem::replace(&mut self.done, true) {
-            return;
+        // Not so when its thread was left behind: then the watchdog has told, or will.
+        if self.pid.claim() {
+            finish(&self.system, &self.pid, exit);
         }
-        if exit.is_abnormal() && exit != Exit::Killed {
-            tracing::warn!(path = self.pid.path(), pid = self.pid.id(), %exit, "actor exited");
-        }
-        self.system.registry.leave(&self.pid, &exit);
-        self.system.event(|| TreeEvent::Exited {
-            path: self.pid.path().to_owned(),
-            pid: self.pid.clone(),
-            exit: exit.clone(),
-        });
-        if self.rootless {
-            self.system.registry.forget(self.pid.path());
-        }
-        self.pid.set_exit(&exit);
-        self.reporter.exited(exit);
     }
+}
+
+/// The end of an incarnation, by whoever has claimed it.
+pub(crate) fn finish(system: &Inner, pid: &Pid, exit: Exit) {
+    match &exit {
+        Exit::Normal | Exit::Shutdown | Exit::Killed => {}
+        // There may be many, and one line has said it of all.
+        Exit::ArbiterStuck { .. } => tracing::debug!(path = pid.path(), pid = pid.id(), %exit, "actor exited"),
+        _ => tracing::warn!(path = pid.path(), pid = pid.id(), %exit, "actor exited"),
+    }
+    system.registry.leave(pid, &exit);
+    system.event(|| TreeEvent::Exited { path: pid.path().to_owned(), pid: pid.clone(), exit: exit.clone() });
+    if pid.rootless() {
+        system.registry.forget(pid.path());
+    }
+    pid.set_exit(&exit);
 }
 
 impl Drop for ExitGuard {
@@ -143,7 +142,9 @@ impl<A: Actor, F: Fn() -> A + Send + Sync + 'static> Factory for WorkerFactory<F
         let (pid, system, own) = (pid.clone(), system.clone(), inbox.clone());
         let boot: Boot = Box::new(move |mut exit: ExitGuard| {
             let entered = Entered::new(&pid);
+            let turn = system.turn(&pid, doing::start);
             let made = if system.killed() { Err(Exit::Killed) } else { guarded(|| (self.0)()) };
+            drop(turn);
             drop(entered);
             match made {
                 Ok(actor) => {
@@ -207,7 +208,11 @@ impl<A: Actor> AsyncContext<Host<A>> for Engine<A> {
     }
     fn waiting(&self) -> bool {
         // actix asks before it takes each message: this is where a turn ends.
-        self.left == 0 || self.ctx.stopping() || self.panicked.is_some() || self.parts.waiting()
+        self.left == 0
+            || self.ctx.stopping()
+            || self.panicked.is_some()
+            || self.ctx.pid_ref().claimed()
+            || self.parts.waiting()
     }
     fn cancel_future(&mut self, handle: SpawnHandle) -> bool {
         self.parts.cancel_future(handle)
@@ -240,6 +245,7 @@ impl<A: Handler<M>, M: Message> actix::Handler<Question<M>> for Host<A> {
         let note = question.take_note();
         let (Some(actor), (Some(message), asker)) = (&mut engine.actor, question.into_parts()) else { return };
         let ctx = &mut engine.ctx;
+        ctx.pid_ref().doing(std::any::type_name::<M>);
         let looked = Looked::wanted(&note).then(|| Looked::enter(ctx.pid_ref(), note, std::any::type_name::<M>()));
         if let Some(panic) = guarded_inside(|| actor.handle(message, ctx).resolve(asker)) {
             engine.panicked = Some(Box::new(panic));
@@ -265,6 +271,7 @@ impl<A: Actor> actix::ActorFuture<Host<A>> for Pump {
     fn poll(self: Pin<&mut Self>, _: &mut Host<A>, engine: &mut Engine<A>, cx: &mut Context<'_>) -> Poll<()> {
         // What a panic left behind runs no more.
         if let Some(actor) = engine.actor.as_mut().filter(|_| engine.panicked.is_none()) {
+            engine.ctx.pid_ref().doing(doing::task);
             engine.ctx.pump(actor, cx);
         }
         Poll::Pending
@@ -314,7 +321,11 @@ impl<A: Actor> Shell<A> {
     }
 
     /// Runs user code outside actix; what it spawned is handed on, a panic ends the actor.
-    fn with(&mut self, f: impl FnOnce(&mut A, &mut Ctx<A>)) {
+    fn with(&mut self, doing: Name, f: impl FnOnce(&mut A, &mut Ctx<A>)) {
+        if self.pid.claimed() {
+            return;
+        }
+        self.pid.doing(doing);
         let Some(fut) = &mut self.fut else { return };
         let engine = fut.ctx();
         let Some(actor) = &mut engine.actor else { return };
@@ -346,7 +357,7 @@ impl<A: Actor> Shell<A> {
         if requests & SIGNAL != 0 {
             while let Some(signal) = self.pid.next_signal() {
                 match signal {
-                    Signal::Down(down) => self.with(|actor, ctx| {
+                    Signal::Down(down) => self.with(doing::signal, |actor, ctx| {
                         if ctx.expects(&down.monitor) {
                             actor.down(down, ctx);
                         }
@@ -368,7 +379,7 @@ impl<A: Actor> Shell<A> {
     fn link_exited(&mut self, from: Pid, reason: Exit) {
         let traps = self.fut.as_mut().is_some_and(|fut| fut.ctx().ctx.traps_exits());
         if traps {
-            self.with(|actor, ctx| actor.exit_signal(from, reason, ctx));
+            self.with(doing::signal, |actor, ctx| actor.exit_signal(from, reason, ctx));
         } else if reason != Exit::Normal {
             // OTP: an exit signal that is not trapped ends the process at once, without `terminate`.
             self.end(reason, false);
@@ -420,6 +431,7 @@ impl<A: Actor> Shell<A> {
             engine.terminate();
             engine.ctx.cancel_monitors();
             let _entered = Entered::new(&self.pid);
+            self.pid.doing(doing::stop);
             // One by one: two panics in one unwinding would abort the process.
             drop_guarded(engine.actor.take());
             drop_guarded(fut);
@@ -432,7 +444,11 @@ impl<A: Actor> Shell<A> {
     fn finish(&mut self) {
         let Phase::Ending { exit, in_order } = std::mem::replace(&mut self.phase, Phase::New) else { return };
         let mut exit = *exit;
-        if in_order && let Some(fut) = &mut self.fut {
+        self.pid.doing(doing::stop);
+        if in_order
+            && !self.pid.claimed()
+            && let Some(fut) = &mut self.fut
+        {
             let engine = fut.ctx();
             if let Some(actor) = &mut engine.actor
                 && let Err(panic) = guarded(|| actor.stopping(&exit, &mut engine.ctx))
@@ -486,11 +502,15 @@ impl<A: Actor> Future for Shell<A> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
+        // Dropping it is all that is left to do.
+        if this.heartbeat.abandoned() {
+            return Poll::Ready(());
+        }
         let _entered = Entered::new(&this.pid);
-        this.heartbeat.enter(&this.pid);
+        let outer = this.heartbeat.enter(&this.pid);
         let done = this.advance(cx);
-        this.heartbeat.leave();
-        done
+        this.heartbeat.leave(outer);
+        if this.heartbeat.abandoned() { Poll::Ready(()) } else { done }
     }
 }
 
@@ -505,7 +525,7 @@ impl<A: Actor> Shell<A> {
         if matches!(self.phase, Phase::New) {
             self.phase = Phase::Running;
             let mut failed = None;
-            self.with(|actor, ctx| failed = actor.started(ctx).err());
+            self.with(doing::start, |actor, ctx| failed = actor.started(ctx).err());
             match (failed, &self.phase) {
                 (Some(exit), _) => self.end(exit, false),
                 (None, Phase::Running) => self.exit.started(),
