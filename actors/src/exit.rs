@@ -29,13 +29,6 @@ pub enum Exit {
     NoConnection,
     /// The thread that ran it ended beneath it.
     ArbiterGone,
-    /// The thread that ran it was left behind, because an actor on it did not give it back. See [`crate::SystemBuilder::watchdog`].
-    ArbiterStuck {
-        /// Where that actor is in the tree; it may be the one that this is the exit of.
-        path: String,
-        /// What it did not return from: the type of a message, or what else the actor did.
-        doing: String,
-    },
     /// A supervisor gave up: a child crashed more often than its restart intensity allows
     /// (OTP `reached_max_restart_intensity`).
     RestartIntensity {
@@ -50,6 +43,13 @@ pub enum Exit {
         child: String,
         /// The exit of that child.
         reason: Box<Exit>,
+    },
+    /// The thread that ran it was left behind, because an actor on it did not give it back. See [`crate::SystemBuilder::watchdog`].
+    ArbiterStuck {
+        /// Where that actor is in the tree; it may be the one that this is the exit of.
+        path: String,
+        /// What it did not return from: the type of a message, or what else the actor did.
+        doing: String,
     },
 }
 

@@ -45,6 +45,7 @@ mod error;
 mod exit;
 mod inspect;
 mod note;
+mod observe;
 mod panic;
 mod pid;
 mod refs;
@@ -60,8 +61,11 @@ pub use actor::{Actor, Down, Handler, Later, Message, Replier, Reply};
 pub use ctx::{Ctx, TaskRef, TimerRef};
 pub use error::{AskError, BuildError, ChildError, SendError, StartError};
 pub use exit::Exit;
-pub use inspect::{ActorInfo, ArbiterInfo, Current, Kind, State, TREE_EVENTS, TreeEvent};
+pub use inspect::{
+    ActorInfo, ArbiterInfo, Current, Kind, LAST_EXITS, MessageInfo, PastExit, State, TREE_EVENTS, TreeEvent,
+};
 pub use note::MESSAGE_SPANS;
+pub use observe::{MESSAGE_TYPES, OTHER_MESSAGES, Observer};
 pub use pid::{MonitorRef, Pid};
 pub use refs::{Named, Ref};
 pub use spec::{

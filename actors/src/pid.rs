@@ -5,6 +5,7 @@
 use crate::actor::Down;
 use crate::error::SendError;
 use crate::exit::Exit;
+use crate::observe::Stats;
 use crate::shell::{Report, Reporter};
 use crossbeam_utils::atomic::AtomicCell;
 use futures::task::AtomicWaker;
@@ -49,6 +50,8 @@ const CLAIMED: u8 = 1;
 const WATCHED: u8 = 2;
 /// No supervisor keeps it in its list, so nobody else would take it out of the tree.
 const ROOTLESS: u8 = 4;
+/// Someone looks at its queue and its handlers.
+const OBSERVED: u8 = 8;
 
 /// The name of what an actor does: `std::any::type_name` of its message, or of one of the types in [`doing`]. A function and not its
 /// result, because that fits into one atomic word.
@@ -116,6 +119,8 @@ struct Ties {
     signals: VecDeque<Signal>,
     /// At most one for each subtree that the actor supervises.
     subtree_exits: VecDeque<(u64, Exit)>,
+    /// `None` while nobody looks.
+    stats: Option<Box<Stats>>,
 }
 
 enum Watcher {
@@ -253,6 +258,38 @@ impl Pid {
 
     pub(crate) fn rootless(&self) -> bool {
         self.0.marks.load(Acquire) & ROOTLESS != 0
+    }
+
+    /// Whether someone looks at it.
+    #[inline]
+    pub(crate) fn observed(&self) -> bool {
+        self.0.marks.load(Relaxed) & OBSERVED != 0
+    }
+
+    pub(crate) fn observe(&self) {
+        self.0.marks.fetch_or(OBSERVED, AcqRel);
+    }
+
+    /// Nobody looks any more. What was measured goes to the caller.
+    pub(crate) fn unobserve(&self) -> Option<Box<Stats>> {
+        if self.0.marks.fetch_and(!OBSERVED, AcqRel) & OBSERVED == 0 {
+            return None;
+        }
+        self.0.control.lock().ties.as_mut()?.stats.take()
+    }
+
+    /// Something is measured; not so when nobody looks any more.
+    pub(crate) fn stats<R>(&self, f: impl FnOnce(&mut Stats) -> R) -> Option<R> {
+        let mut control = self.0.control.lock();
+        self.observed().then(|| f(control.ties().stats.get_or_insert_default()))
+    }
+
+    /// What has been measured, if anything was.
+    pub(crate) fn measured<R>(&self, f: impl FnOnce(&Stats) -> R) -> Option<R> {
+        if !self.observed() {
+            return None;
+        }
+        self.0.control.lock().ties.as_ref()?.stats.as_deref().map(f)
     }
 
     /// Who is told how it starts and ends.

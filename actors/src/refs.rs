@@ -156,7 +156,7 @@ impl<A: Actor> Ref<A> {
         A: Handler<M>,
     {
         // Not bounded by actix: the room was taken from the account of the pid.
-        self.0.address.do_send(Question { message: Some(message), asker, note: Note::for_message() });
+        self.0.address.do_send(Question { message: Some(message), asker, note: Note::for_message(&self.0.pid) });
     }
 }
 

@@ -246,7 +246,8 @@ impl<A: Handler<M>, M: Message> actix::Handler<Question<M>> for Host<A> {
         let (Some(actor), (Some(message), asker)) = (&mut engine.actor, question.into_parts()) else { return };
         let ctx = &mut engine.ctx;
         ctx.pid_ref().doing(std::any::type_name::<M>);
-        let looked = Looked::wanted(&note).then(|| Looked::enter(ctx.pid_ref(), note, std::any::type_name::<M>()));
+        let looked = Looked::wanted(ctx.pid_ref(), &note)
+            .then(|| Looked::enter(ctx.pid_ref(), note, std::any::type_name::<M>()));
         if let Some(panic) = guarded_inside(|| actor.handle(message, ctx).resolve(asker)) {
             engine.panicked = Some(Box::new(panic));
         } else {

@@ -8,6 +8,7 @@ use crate::core::intensity::Intensity;
 use crate::error::{BuildError, StartError};
 use crate::exit::Exit;
 use crate::inspect::{ActorInfo, ArbiterInfo, TREE_EVENTS, TreeEvent, ms};
+use crate::observe::{self, Observer};
 use crate::panic::install_hook;
 use crate::pid::{Name, Pid};
 use crate::refs::{Inbox, Named, Ref};
@@ -253,6 +254,31 @@ impl System {
     /// What changes in the tree from now on.
     pub fn subscribe(&self) -> broadcast::Receiver<TreeEvent> {
         self.inner.events.get_or_init(|| broadcast::Sender::new(TREE_EVENTS)).subscribe()
+    }
+
+    /// Measures queues and handlers of all actors while what is returned lives: [`ActorInfo::queue_oldest_ms`] and
+    /// [`ActorInfo::by_message`] are filled then.
+    pub fn observe(&self) -> Observer {
+        Observer::new(self.inner.clone())
+    }
+
+    /// Records what there is to count with the recorder of the `metrics` crate; call it as often as metrics are read, as costly as
+    /// [`System::tree`]. Nothing is recorded otherwise. All have the labels `system` and `type` (of the actor):
+    ///
+    /// | name, all with `phalanx_actors_` before | kind | counts |
+    /// |---|---|---|
+    /// | `running` | gauge | incarnations that live |
+    /// | `messages_total` | counter | messages handled |
+    /// | `restarts_total` | counter | restarts by supervisors |
+    /// | `exits_total` | counter | incarnations that ended, by `reason` |
+    /// | `queued_messages` | gauge | messages that wait, together |
+    /// | `queue_length` | histogram | messages that wait, of each actor |
+    /// | `queue_oldest_seconds` | gauge | age of the oldest message that waits, while observed |
+    /// | `handled_total` | counter | messages handled by `message`, while observed |
+    /// | `busy_microseconds_total` | counter | time in handlers by `message`, while observed |
+    /// | `waited_microseconds_total` | counter | time in mailboxes by `message`, while observed |
+    pub fn record_metrics(&self) {
+        observe::record(&self.inner.name, &self.inner.registry);
     }
 
     /// Stops the top-level supervisors, last come first, then the threads.

@@ -251,7 +251,7 @@ fn condemn(inner: &Arc<Inner>, watchdog: &Watchdog, overdue: Overdue, arbiter: &
             handle.close();
         }
     }
-    let topmost: HashSet<Pid> = victims.iter().filter(|pid| !below(pid.path())).cloned().collect();
+    let topmost: HashSet<u64> = victims.iter().filter(|pid| !below(pid.path())).map(Pid::id).collect();
     let restarts = inner.restarts_of(&victims);
     drop(sorting);
     // Nothing of it has begun, and all of it is claimed, but for supervisors at the top that are just being started.
@@ -291,7 +291,7 @@ pub(crate) struct Condemned {
     /// Deepest first.
     victims: VecDeque<Pid>,
     /// Those of them whose supervisor lives on, or that have none.
-    topmost: HashSet<Pid>,
+    topmost: HashSet<u64>,
     /// What lies below them on other threads. It is killed, and must have ended before its supervisor is started again.
     outside: Vec<Pid>,
     restarts: Vec<TopRestart>,
@@ -317,7 +317,7 @@ impl Condemned {
     fn report(&mut self) {
         let Some(pid) = self.victims.pop_front() else { return };
         finish(&self.inner, &pid, if self.inner.killed() { Exit::Killed } else { self.exit.clone() });
-        if !self.topmost.contains(&pid) {
+        if !self.topmost.contains(&pid.id()) {
             self.inner.registry.forget(pid.path());
         }
     }

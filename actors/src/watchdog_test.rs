@@ -145,7 +145,7 @@ struct House {
     system: System,
     told: mpsc::UnboundedReceiver<Exit>,
     tally: Arc<Tally>,
-    spec: Box<dyn Fn(&str, usize) -> ChildSpec>,
+    tell: mpsc::UnboundedSender<Exit>,
     now: Duration,
 }
 
@@ -155,19 +155,14 @@ impl House {
     }
 
     fn of(system: System) -> Self {
-        let (tx, told) = mpsc::unbounded_channel();
-        let tally = Arc::<Tally>::default();
-        let own = tally.clone();
-        let spec = move |id: &str, arbiter| {
-            let (tally, told) = (own.clone(), tx.clone());
-            ChildSpec::actor(id, move || Worker { tally: tally.clone(), told: told.clone() })
-                .placement(Placement::Arbiter(arbiter))
-        };
-        House { system, told, tally, spec: Box::new(spec), now: Duration::ZERO }
+        let (tell, told) = mpsc::unbounded_channel();
+        House { system, told, tally: Arc::default(), tell, now: Duration::ZERO }
     }
 
     fn child(&self, id: &str, arbiter: usize) -> ChildSpec {
-        (self.spec)(id, arbiter)
+        let (tally, told) = (self.tally.clone(), self.tell.clone());
+        ChildSpec::actor(id, move || Worker { tally: tally.clone(), told: told.clone() })
+            .placement(Placement::Arbiter(arbiter))
     }
 
     fn worker(&self, path: &str) -> Named<Worker> {
