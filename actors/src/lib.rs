@@ -44,6 +44,7 @@ mod ctx;
 mod error;
 mod exit;
 mod inspect;
+mod mailbox;
 mod note;
 mod observe;
 mod panic;
@@ -57,6 +58,8 @@ mod system;
 mod trace;
 mod watchdog;
 
+pub mod docs;
+
 pub use actor::{Actor, Down, Handler, Later, Message, Replier, Reply};
 pub use ctx::{Ctx, TaskRef, TimerRef};
 pub use error::{AskError, BuildError, ChildError, SendError, StartError};
@@ -69,8 +72,8 @@ pub use observe::{MESSAGE_TYPES, OTHER_MESSAGES, Observer};
 pub use pid::{MonitorRef, Pid};
 pub use refs::{Named, Ref};
 pub use spec::{
-    Backoff, ChildSpec, MAILBOX_MESSAGES, Placement, RESTART_INTENSITY, RESTART_PERIOD_MS, Restart, Shutdown, Strategy,
-    SupervisorSpec, WORKER_SHUTDOWN_MS,
+    Backoff, ChildSpec, MAILBOX_MAX_MESSAGES, MAILBOX_MESSAGES, Overflow, Placement, RESTART_INTENSITY,
+    RESTART_PERIOD_MS, Restart, Shutdown, Strategy, SupervisorSpec, WORKER_SHUTDOWN_MS,
 };
 pub use supervisor::{ChildCount, ChildInfo, SupervisorRef};
 pub use system::{System, SystemBuilder};

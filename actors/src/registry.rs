@@ -35,6 +35,8 @@ struct Node {
     /// The last one first.
     #[expect(clippy::box_collection, reason = "most never exit, and there may be as many as there are pods")]
     exits: Option<Box<VecDeque<Past>>>,
+    /// Messages that earlier incarnations did not handle.
+    dropped: u64,
     live: Option<(Pid, Option<AnyInbox>)>,
 }
 
@@ -72,6 +74,7 @@ impl Registry {
             since: Instant::now(),
             restarts: 0,
             exits: None,
+            dropped: 0,
             live: None,
         });
         match &mut node.live {
@@ -114,6 +117,7 @@ impl Registry {
             node.state = Life::Stopped;
             node.past(pid, exit);
             self.totals.lock().entry(node.type_name).or_default().ended(pid, exit);
+            node.dropped += pid.dropped();
             gone = node.live.take();
         });
         drop(gone); // outside the lock: the mailbox may hold messages whose Drop does anything
@@ -130,6 +134,13 @@ impl Registry {
     pub(crate) fn stopped(&self, path: &str) {
         if let Some(node) = self.nodes.write().get_mut(path).filter(|node| node.live.is_none()) {
             node.state = Life::Stopped;
+        }
+    }
+
+    /// Messages that earlier incarnations left behind, and no later one will handle.
+    pub(crate) fn dropped(&self, path: &str, messages: u64) {
+        if let Some(node) = self.nodes.write().get_mut(path) {
+            node.dropped += messages;
         }
     }
 
@@ -266,6 +277,7 @@ impl Node {
             queue_len: pid.map_or(0, Pid::queue_len),
             queue_max: pid.map_or(0, Pid::queue_max),
             messages: pid.map_or(0, Pid::messages),
+            dropped: self.dropped + pid.map_or(0, Pid::dropped),
             current,
             stuck: None,
         }

@@ -334,10 +334,18 @@ impl Driver {
             }
             Action::Idle { key } => {
                 let Some(path) = self.child_path(key) else { return };
+                if !self.core.returns(key)
+                    && let Some(pid) = self.child_pid(key)
+                {
+                    self.drop_backlog(&pid);
+                }
                 self.system.registry.stopped(&path);
                 self.system.event(|| TreeEvent::Stopped { path });
             }
             Action::Forget { data, .. } => {
+                if let Some(pid) = &data.pid {
+                    self.drop_backlog(pid);
+                }
                 let path = self.path_of(&data.spec.id);
                 self.system.registry.forget(&path);
                 self.system.event(|| TreeEvent::Stopped { path });
@@ -354,6 +362,7 @@ impl Driver {
             Action::Exit(exit) => {
                 self.done = true;
                 self.post.close();
+                self.drop_backlogs();
                 // The children are part of it: none of them is left in the tree.
                 let paths: Vec<String> = self.core.children().map(|(_, child)| self.path_of(&child.id)).collect();
                 for path in paths {
@@ -364,12 +373,32 @@ impl Driver {
         }
     }
 
+    /// The child will not be started again: the messages that its last incarnation left will be nobody's.
+    fn drop_backlog(&self, pid: &Pid) {
+        let Some(backlog) = pid.take_backlog() else { return };
+        let dropped = backlog.abandon(Some(&pid.exit().unwrap_or(Exit::Killed)));
+        self.system.registry.dropped(pid.path(), dropped as u64);
+        // Not a panic of anyone who could exit with it.
+        take_drop_panic();
+    }
+
+    fn drop_backlogs(&self) {
+        for (_, child) in self.core.children() {
+            if let Some(pid) = &child.data.pid {
+                self.drop_backlog(pid);
+            }
+        }
+    }
+
     fn start(&mut self, key: Key, inc: Inc, restart: bool) {
         let Some(child) = self.core.child(key) else { return };
         let spec = child.data.spec.clone();
         let pid = self.system.pid(self.path_of(&spec.id).into(), spec.mailbox);
         if let Some(data) = self.core.data_mut(key) {
-            data.pid = Some(pid.clone());
+            // At once, so that nothing that happens to the new incarnation loses what the old one left.
+            if let Some(backlog) = data.pid.replace(pid.clone()).and_then(|before| before.take_backlog()) {
+                pid.set_backlog(backlog);
+            }
         }
         let (post, supervisor) = (self.post.clone(), self.pid.clone());
         let reporter = Reporter::new(move |report| {
@@ -595,6 +624,7 @@ impl Drop for Driver {
                     pid.kill();
                 }
             }
+            self.drop_backlogs();
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::pid::{Name, Pid};
 use crate::refs::{Inbox, Named, Ref};
 use crate::registry::Registry;
 use crate::shell::{ExitGuard, Report, Reporter};
-use crate::spec::{Placement, SupervisorSpec};
+use crate::spec::{Mailbox, Placement, SupervisorSpec};
 use crate::supervisor::{SupervisorRef, launch};
 use crate::watchdog::Watchdog;
 use parking_lot::{Mutex, RwLock};
@@ -180,7 +180,7 @@ impl System {
         if self.inner.registry.find(&path).is_some() {
             return Err(StartError::AlreadyRunning(path.to_string()));
         }
-        let pid = self.inner.pid(path, 0);
+        let pid = self.inner.pid(path, Mailbox::NONE);
         let (reporter, started) = up();
         {
             let mut tops = self.inner.tops.lock();
@@ -315,7 +315,7 @@ impl System {
 }
 
 impl Inner {
-    pub(crate) fn pid(&self, path: Arc<str>, mailbox: usize) -> Pid {
+    pub(crate) fn pid(&self, path: Arc<str>, mailbox: Mailbox) -> Pid {
         let pid = Pid::new(self.next_pid.fetch_add(1, Relaxed), path, mailbox);
         if self.watchdog.is_some() {
             pid.watch();
@@ -360,7 +360,7 @@ impl Inner {
             // Its place in the tree stays, and counts the restart.
             top.pid.set_rootless(false);
             let (reporter, started) = up();
-            top.pid = self.pid(top.pid.arc_path().clone(), 0);
+            top.pid = self.pid(top.pid.arc_path().clone(), Mailbox::NONE);
             let exit = ExitGuard::new(top.pid.clone(), self.clone(), reporter).rootless();
             again.push(TopRestart { pid: top.pid.clone(), spec: top.spec.clone(), exit, started });
         }
@@ -488,7 +488,7 @@ mod tests {
     #[test]
     fn a_heartbeat_names_the_actor_that_has_the_thread() {
         let heartbeat = Heartbeat::default();
-        let (pid, child) = (Pid::new(7, "a".into(), 1), Pid::new(8, "a/b".into(), 1));
+        let (pid, child) = (Pid::new(7, "a".into(), Mailbox::NONE), Pid::new(8, "a/b".into(), Mailbox::NONE));
         assert_eq!(heartbeat.look(), (0, None));
         let outer = heartbeat.enter(&pid);
         assert_eq!(heartbeat.look(), (1, Some(7)));
