@@ -4,16 +4,18 @@
 
 use crate::actor::{Actor, Handler, Message, Replier, Reply};
 use crate::exit::Exit;
+use crate::observe::Measure;
 use crate::panic::drop_guarded;
-use crate::pid::{Cancel, MonitorRef, Pid};
+use crate::pid::{Cancel, MonitorRef, Pid, doing};
 use crate::refs::{Inbox, Ref};
 use crate::shell::{ExitGuard, Report, Reporter};
 use crate::spec::{Mailbox, SupervisorSpec};
 use crate::supervisor::{SupervisorRef, launch};
 use crate::system::{Inner, System};
-use futures::StreamExt;
+use crate::trace::Trace;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt};
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::future::Future;
@@ -51,7 +53,7 @@ struct Subtrees {
     next: u64,
 }
 
-/// Something that a [`Ctx`] set going: a future, a timer. Dropping it changes nothing.
+/// Something that a [`Ctx`] set going: a future, a timer, a stream. Dropping it changes nothing.
 #[derive(Clone)]
 pub struct TaskRef(Arc<Cancel>);
 
@@ -107,12 +109,17 @@ impl<A: Actor> Ctx<A> {
         DEADLINE.get()
     }
 
-    /// Runs a future beside the messages. It ends with the actor, and its panic is the actor's exit.
+    /// Runs a future beside the messages. It ends with the actor, and its panic is the actor's exit. It goes on under the
+    /// [`Trace`] that is current now, as [`Ctx::pipe`] and [`Ctx::send_after`] do.
     pub fn spawn(&mut self, future: impl Future<Output = ()> + 'static) -> TaskRef {
-        self.run(Work::Once(Box::pin(async move {
+        let future = async move {
             future.await;
             None
-        })))
+        };
+        self.run(Work::Once(match Trace::current() {
+            Some(trace) => Box::pin(trace.scope_async(future)),
+            None => Box::pin(future),
+        }))
     }
 
     /// Runs a future beside the messages and hands its output back to the actor.
@@ -121,11 +128,19 @@ impl<A: Actor> Ctx<A> {
         F: Future<Output = T> + 'static,
         T: 'static,
     {
-        self.run(Work::Once(Box::pin(async move {
+        let trace = Trace::current();
+        let future = async move {
             let output = future.await;
-            let apply: Apply<A> = Box::new(move |actor, ctx| then(actor, output, ctx));
+            let apply: Apply<A> = match trace {
+                Some(trace) => Box::new(move |actor, ctx| trace.scope(|| then(actor, output, ctx))),
+                None => Box::new(move |actor, ctx| then(actor, output, ctx)),
+            };
             Some(apply)
-        })))
+        };
+        self.run(Work::Once(match trace {
+            Some(trace) => Box::pin(trace.scope_async(future)),
+            None => Box::pin(future),
+        }))
     }
 
     /// Handles `message` after `delay`, ahead of what waits in the mailbox then (OTP `send_after`).
@@ -141,7 +156,16 @@ impl<A: Actor> Ctx<A> {
         let period = period.max(Duration::from_millis(INTERVAL_MIN_MS));
         let mut ticker = tokio::time::interval_at(Instant::now() + period, period);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        self.run(Work::Every(Box::new(Every { ticker, tick: Box::new(tick) })))
+        self.run(Work::Source(Box::new(Every { ticker, tick })))
+    }
+
+    /// Hands each item of a stream to the actor, and `None` once when the stream has ended. The next item is asked for when the one before
+    /// was handled: nothing is queued, and a slow actor slows its stream. It ends with the actor, and its panic is the actor's exit.
+    pub fn attach<S>(&mut self, stream: S, each: impl FnMut(&mut A, Option<S::Item>, &mut Ctx<A>) + 'static) -> TaskRef
+    where
+        S: Stream + 'static,
+    {
+        self.run(Work::Source(Box::new(Items { stream: Box::pin(stream), next: None, each })))
     }
 
     fn run(&mut self, work: Work<A>) -> TaskRef {
@@ -244,21 +268,32 @@ impl<A: Actor> Ctx<A> {
     /// Polls the tasks that were woken, and hands what they bring to the actor.
     pub(crate) fn pump(&mut self, actor: &mut A, cx: &mut Context<'_>) {
         for _ in 0..TURN_EFFECTS {
-            if self.stop.is_some() {
+            if self.stop.is_some() || self.pid.claimed() {
                 return;
             }
             let Some(tasks) = &mut self.tasks else { return };
             match tasks.poll_next_unpin(cx) {
                 Poll::Ready(Some(Effect::None)) => {}
-                Poll::Ready(Some(Effect::Apply(apply))) => apply(actor, self),
-                Poll::Ready(Some(Effect::Tick(mut every, cancel))) => {
-                    (every.tick)(actor, self);
-                    self.push(Task { work: Some(Work::Every(every)), cancel });
+                Poll::Ready(Some(Effect::Apply(apply))) => {
+                    let _measure = self.measure();
+                    apply(actor, self);
+                }
+                Poll::Ready(Some(Effect::Deliver(mut task))) => {
+                    let _measure = self.measure();
+                    if let Some(Work::Source(source)) = &mut task.work
+                        && source.deliver(actor, self)
+                    {
+                        self.push(task);
+                    }
                 }
                 Poll::Ready(None) | Poll::Pending => return,
             }
         }
         cx.waker().wake_by_ref();
+    }
+
+    fn measure(&self) -> Option<Measure> {
+        self.pid.observed().then(|| Measure::new(&self.pid, doing::task(), Duration::ZERO))
     }
 
     pub(crate) fn take_subtrees(&mut self) -> Vec<(u64, Pid)> {
@@ -276,23 +311,60 @@ impl<A: Actor> Ctx<A> {
 enum Effect<A: Actor> {
     None,
     Apply(Apply<A>),
-    Tick(Box<Every<A>>, Arc<Cancel>),
+    /// As a task, which is dropped with care also when what it delivers panics.
+    Deliver(Task<A>),
 }
 
 type Apply<A> = Box<dyn FnOnce(&mut A, &mut Ctx<A>)>;
-type Tick<A> = Box<dyn FnMut(&mut A, &mut Ctx<A>)>;
 
-struct Every<A: Actor> {
+/// What has something for the actor again and again.
+trait Source<A: Actor> {
+    /// Ready when there is something to deliver.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+    /// Delivers it. False when nothing follows.
+    fn deliver(&mut self, actor: &mut A, ctx: &mut Ctx<A>) -> bool;
+}
+
+struct Every<F> {
     ticker: Interval,
-    tick: Tick<A>,
+    tick: F,
+}
+
+impl<A: Actor, F: FnMut(&mut A, &mut Ctx<A>)> Source<A> for Every<F> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.ticker.poll_tick(cx).map(drop)
+    }
+    fn deliver(&mut self, actor: &mut A, ctx: &mut Ctx<A>) -> bool {
+        (self.tick)(actor, ctx);
+        true
+    }
+}
+
+struct Items<S: Stream, F> {
+    stream: Pin<Box<S>>,
+    /// What the stream gave last, until it is delivered.
+    next: Option<S::Item>,
+    each: F,
+}
+
+impl<A: Actor, S: Stream, F: FnMut(&mut A, Option<S::Item>, &mut Ctx<A>)> Source<A> for Items<S, F> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.as_mut().poll_next(cx).map(|next| self.next = next)
+    }
+    fn deliver(&mut self, actor: &mut A, ctx: &mut Ctx<A>) -> bool {
+        let next = self.next.take();
+        let more = next.is_some();
+        (self.each)(actor, next, ctx);
+        more
+    }
 }
 
 enum Work<A: Actor> {
     Once(LocalBoxFuture<'static, Option<Apply<A>>>),
-    Every(Box<Every<A>>),
+    Source(Box<dyn Source<A>>),
 }
 
-/// A future, timer or interval. What it holds is the user's, so it is dropped with care.
+/// A future, timer, interval or stream. What it holds is the user's, so it is dropped with care.
 struct Task<A: Actor> {
     work: Option<Work<A>>,
     cancel: Arc<Cancel>,
@@ -310,14 +382,11 @@ impl<A: Actor> Future for Task<A> {
         match &mut self.work {
             None => Poll::Ready(Effect::None),
             Some(Work::Once(future)) => future.as_mut().poll(cx).map(|apply| apply.map_or(Effect::None, Effect::Apply)),
-            Some(Work::Every(every)) => {
-                if every.ticker.poll_tick(cx).is_pending() {
+            Some(Work::Source(source)) => {
+                if source.poll(cx).is_pending() {
                     return Poll::Pending;
                 }
-                match self.work.take() {
-                    Some(Work::Every(every)) => Poll::Ready(Effect::Tick(every, self.cancel.clone())),
-                    _ => Poll::Ready(Effect::None),
-                }
+                Poll::Ready(Effect::Deliver(Task { work: self.work.take(), cancel: self.cancel.clone() }))
             }
         }
     }

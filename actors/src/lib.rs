@@ -45,6 +45,8 @@ mod error;
 mod exit;
 mod inspect;
 mod mailbox;
+mod note;
+mod observe;
 mod panic;
 mod pid;
 mod refs;
@@ -53,6 +55,8 @@ mod shell;
 mod spec;
 mod supervisor;
 mod system;
+mod trace;
+mod watchdog;
 
 pub mod docs;
 
@@ -60,7 +64,11 @@ pub use actor::{Actor, Down, Handler, Later, Message, MessageTo, Replier, Reply}
 pub use ctx::{Ctx, TaskRef, TimerRef};
 pub use error::{AskError, BuildError, ChildError, SendError, StartError};
 pub use exit::Exit;
-pub use inspect::{ActorInfo, ArbiterInfo, Kind, State, TREE_EVENTS, TreeEvent};
+pub use inspect::{
+    ActorInfo, ArbiterInfo, Current, Kind, LAST_EXITS, MessageInfo, PastExit, State, TREE_EVENTS, TreeEvent,
+};
+pub use note::MESSAGE_SPANS;
+pub use observe::{MESSAGE_TYPES, OTHER_MESSAGES, Observer};
 pub use pid::{MonitorRef, Pid};
 pub use refs::{Named, Ref};
 pub use spec::{
@@ -69,3 +77,5 @@ pub use spec::{
 };
 pub use supervisor::{ChildCount, ChildInfo, SupervisorRef};
 pub use system::{System, SystemBuilder};
+pub use trace::{TRACEPARENT_LEN, Trace, TraceError};
+pub use watchdog::{Overdue, STUCK_THREADS, Watch};

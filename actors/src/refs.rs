@@ -2,23 +2,22 @@
 //!
 //! Must never show what engine carries the messages. Cheap to clone: one counter.
 
-use crate::actor::{Actor, MessageTo};
+use crate::actor::{Actor, Answer, MessageTo};
 use crate::error::{AskError, SendError};
 use crate::exit::Exit;
-use crate::mailbox::{Letter, Parcel, Posted, Pull, Put, Question, Ring, Timed};
+use crate::mailbox::{Answerer, Asker, Letter, Parcel, Posted, Pull, Put, Question, Ring, Timed};
+use crate::note::Note;
 use crate::panic::drop_foreign;
 use crate::pid::Pid;
 use crate::shell::Host;
 use crate::spec::Overflow;
 use crate::system::Inner;
-use actix::dev::EnvelopeProxy;
 use futures::future::BoxFuture;
-use parking_lot::Mutex;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 /// The receiving end of one incarnation.
@@ -52,8 +51,14 @@ impl<A: Actor> Inbox<A> {
     }
 
     /// Not bounded by actix: the room was taken from the account of the pid.
-    fn put(&self, content: impl EnvelopeProxy<Host<A>> + Send + 'static) {
-        self.address.do_send(Parcel::new(content));
+    fn put<M: MessageTo<A>>(&self, message: M, asker: Option<Asker<M>>, deadline: Option<Instant>) {
+        let question = Question::new(message, asker);
+        let note = Note::for_message(&self.pid);
+        self.address.do_send(if deadline.is_none() && note.is_none() {
+            Parcel::new(question)
+        } else {
+            Parcel::new(Timed { question, deadline, note })
+        });
     }
 
     /// Puts a message into the mailbox if there is room, or the oldest goes; else gives it back.
@@ -62,14 +67,13 @@ impl<A: Actor> Inbox<A> {
             if let Err(error) = self.pid.reserve() {
                 return Err((error, message));
             }
-            self.put(Question::new(message, None));
+            self.put(message, None, None);
             return Ok(());
         };
         if let Err(error) = self.reserve() {
             return Err((error, message));
         }
-        let letter = Posted { question: Question::new(message, None), deadline: None, answerer: None };
-        let Err(letter) = self.post(ring, Box::new(letter)) else { return Ok(()) };
+        let Err(letter) = self.post(ring, self.posted(message, None, None, None)) else { return Ok(()) };
         let letter = letter.into_any().downcast::<Posted<M>>();
         match letter.ok().and_then(|mut letter| letter.question.take().0) {
             Some(message) => Err((SendError::Closed, message)),
@@ -95,6 +99,17 @@ impl<A: Actor> Inbox<A> {
             Put::Closed(letter) => return Err(letter),
         }
         Ok(())
+    }
+
+    fn posted<M: MessageTo<A>>(
+        &self,
+        message: M,
+        asker: Option<Asker<M>>,
+        deadline: Option<Instant>,
+        answerer: Option<Answerer>,
+    ) -> Box<Posted<M>> {
+        let note = Note::for_message(&self.pid);
+        Box::new(Posted { question: Question::new(message, asker), deadline, answerer, note })
     }
 
     /// Takes room, if there is some at once and actix's channel is where the message goes.
@@ -151,7 +166,7 @@ impl<A: Actor> Ref<A> {
             // Boxed, here and below, so that the future of the many for whom there is room is small.
             return Box::pin(self.send_when_free(message)).await;
         }
-        self.0.put(Question::new(message, None));
+        self.0.put(message, None, None);
         Ok(())
     }
 
@@ -159,11 +174,11 @@ impl<A: Actor> Ref<A> {
         self.0.reserve_when_free().await?;
         match &self.0.ring {
             Some(ring) => {
-                let letter = Posted { question: Question::new(message, None), deadline: None, answerer: None };
-                self.0.post(ring, Box::new(letter)).map_err(|_| SendError::Closed)
+                let letter = self.0.posted(message, None, None, None);
+                self.0.post(ring, letter).map_err(|_| SendError::Closed)
             }
             None => {
-                self.0.put(Question::new(message, None));
+                self.0.put(message, None, None);
                 Ok(())
             }
         }
@@ -176,12 +191,8 @@ impl<A: Actor> Ref<A> {
             return Box::pin(self.ask_when_free(message, None)).await;
         }
         let (tx, rx) = oneshot::channel();
-        self.0.put(Question::new(message, Some(tx)));
-        match rx.await {
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(why)) => Err(*why),
-            Err(_) => Err(ended(self.pid()).await),
-        }
+        self.0.put(message, Some(tx), None);
+        self.answered(rx).await
     }
 
     /// As [`Ref::ask`], for at most `limit`. See [`Ref::ask_until`].
@@ -206,12 +217,8 @@ impl<A: Actor> Ref<A> {
                 return Box::pin(self.ask_when_free(message, Some(deadline))).await;
             }
             let (tx, rx) = oneshot::channel();
-            self.0.put(Timed { question: Question::new(message, Some(tx)), deadline });
-            match rx.await {
-                Ok(Ok(reply)) => Ok(reply),
-                Ok(Err(why)) => Err(*why),
-                Err(_) => Err(ended(self.pid()).await),
-            }
+            self.0.put(message, Some(tx), Some(deadline));
+            self.answered(rx).await
         };
         tokio::time::timeout_at(deadline, asked).await.unwrap_or(Err(AskError::Timeout))
     }
@@ -225,23 +232,18 @@ impl<A: Actor> Ref<A> {
             return Err(self.refused(refused).await);
         }
         let (tx, rx) = oneshot::channel();
-        let mut answerer = None;
-        match (&self.0.ring, deadline) {
-            (Some(ring), _) => {
-                answerer = self.0.pid.mailbox().keep.then(|| Arc::new(Mutex::new(self.pid())));
-                let question = Question::new(message, Some(tx));
-                let letter = Posted { question, deadline, answerer: answerer.clone() };
-                if self.0.post(ring, Box::new(letter)).is_err() {
-                    return Err(self.refused(SendError::Closed).await);
-                }
-            }
-            (None, Some(deadline)) => self.0.put(Timed { question: Question::new(message, Some(tx)), deadline }),
-            (None, None) => self.0.put(Question::new(message, Some(tx))),
+        let Some(ring) = &self.0.ring else {
+            self.0.put(message, Some(tx), deadline);
+            return self.answered(rx).await;
+        };
+        let answerer = self.0.pid.mailbox().keep.then(|| Arc::new(watch::Sender::new(self.pid())));
+        let letter = self.0.posted(message, Some(tx), deadline, answerer.clone());
+        if self.0.post(ring, letter).is_err() {
+            return Err(self.refused(SendError::Closed).await);
         }
-        match rx.await {
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(why)) => Err(*why),
-            Err(_) => Err(ended(answerer.map_or_else(|| self.pid(), |answerer| answerer.lock().clone())).await),
+        match answerer {
+            None => self.answered(rx).await,
+            Some(answerer) => kept(rx, answerer, self.0.pid.watched()).await,
         }
     }
 
@@ -255,6 +257,27 @@ impl<A: Actor> Ref<A> {
         self.0.pid.kill();
     }
 
+    /// Waits for the answer of this incarnation.
+    async fn answered<R>(&self, answer: oneshot::Receiver<Answer<R>>) -> Result<R, AskError> {
+        let answer = if self.0.pid.watched() { Box::pin(self.answered_watched(answer)).await } else { answer.await };
+        match told(answer) {
+            Some(told) => told,
+            None => Err(ended(self.pid()).await),
+        }
+    }
+
+    /// What a thread that was left behind holds is not dropped, and the sender of the answer with it; so the exit counts, too.
+    async fn answered_watched<R>(
+        &self,
+        answer: oneshot::Receiver<Answer<R>>,
+    ) -> Result<Answer<R>, oneshot::error::RecvError> {
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            exit = self.0.pid.exited() => Ok(Err(Box::new(AskError::Exited(exit)))),
+        }
+    }
+
     async fn refused(&self, why: SendError) -> AskError {
         match self.0.pid.exit() {
             _ if why == SendError::Full => AskError::Full,
@@ -264,9 +287,44 @@ impl<A: Actor> Ref<A> {
     }
 }
 
-/// Why there is no answer, when nobody said so: the one who had to answer has ended.
-fn ended(answerer: Pid) -> BoxFuture<'static, AskError> {
-    Box::pin(async move { AskError::Exited(answerer.exited().await) })
+/// What an asker learns. `None`: there will be no answer, and nobody said why, so the one who had to answer has ended.
+fn told<R>(answer: Result<Answer<R>, oneshot::error::RecvError>) -> Option<Result<R, AskError>> {
+    Some(answer.ok()?.map_err(|why| *why))
+}
+
+/// Boxed: it is rare, and would make the future of every ask larger.
+fn ended(pid: Pid) -> BoxFuture<'static, AskError> {
+    Box::pin(async move { AskError::Exited(pid.exited().await) })
+}
+
+/// The exit of whoever had to answer.
+async fn exited(answerer: &Answerer) -> AskError {
+    let pid = answerer.borrow().clone();
+    AskError::Exited(pid.exited().await)
+}
+
+/// Waits for the answer to a question that outlives the incarnation which was asked. `watched`: the one that takes it may be left behind
+/// with its thread, and then drops nothing.
+async fn kept<R>(answer: oneshot::Receiver<Answer<R>>, answerer: Answerer, watched: bool) -> Result<R, AskError> {
+    let answer = if watched {
+        let mut taken = answerer.subscribe();
+        let exit = async {
+            // It cannot hang up: we hold it.
+            let _ = taken.changed().await;
+            exited(&answerer).await
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            exit = exit => return Err(exit),
+        }
+    } else {
+        answer.await
+    };
+    match told(answer) {
+        Some(told) => told,
+        None => Err(exited(&answerer).await),
+    }
 }
 
 impl<A: Actor> Clone for Ref<A> {

@@ -16,8 +16,9 @@ use crate::error::AskError;
 use crate::exit::Exit;
 use crate::inspect::TreeEvent;
 use crate::mailbox::{Parcel, Question, Ring};
+use crate::note::{Looked, Note};
 use crate::panic::{drop_guarded, guarded, guarded_inside, take_drop_panic};
-use crate::pid::{Entered, KILL, Pid, SIGNAL, STOP, SUBTREE, Signal};
+use crate::pid::{Entered, KILL, Name, Pid, SIGNAL, STOP, SUBTREE, Signal, doing};
 use crate::refs::{Inbox, Ref};
 use crate::registry::AnyInbox;
 use crate::system::Inner;
@@ -41,7 +42,8 @@ pub(crate) enum Report {
     Exited(Exit),
 }
 
-/// Carries reports. Dropped before the exit was reported, it reports that the thread is gone: no child is ever lost.
+/// Carries reports, or none.
+#[derive(Default)]
 pub(crate) struct Reporter(Option<Box<dyn FnMut(Report) + Send>>);
 
 impl Reporter {
@@ -49,68 +51,70 @@ impl Reporter {
         Reporter(Some(Box::new(f)))
     }
 
-    pub(crate) fn started(&mut self) {
+    pub(crate) fn tell(&mut self, report: Report) {
         if let Some(f) = &mut self.0 {
-            f(Report::Started);
-        }
-    }
-
-    pub(crate) fn exited(&mut self, exit: Exit) {
-        if let Some(mut f) = self.0.take() {
-            f(Report::Exited(exit));
+            f(report);
         }
     }
 }
 
-/// The end of one incarnation: the registry, the watchers and whoever started it learn of it in this order, once.
+/// The end of one incarnation: the registry, the watchers and whoever started it learn of it in this order, once. Dropped before the exit
+/// was reported, it reports that the thread is gone: no child is ever lost.
 pub(crate) struct ExitGuard {
     pid: Pid,
     system: Arc<Inner>,
-    reporter: Reporter,
-    /// No supervisor keeps it in its list, so nobody else would take it out of the tree.
-    rootless: bool,
-    done: bool,
 }
 
 impl ExitGuard {
     pub(crate) fn new(pid: Pid, system: Arc<Inner>, reporter: Reporter) -> Self {
-        ExitGuard { pid, system, reporter, rootless: false, done: false }
+        pid.set_reporter(reporter);
+        ExitGuard { pid, system }
     }
 
     /// For what no supervisor started: its end is its end in the tree.
-    pub(crate) fn rootless(mut self) -> Self {
-        self.rootless = true;
+    pub(crate) fn rootless(self) -> Self {
+        self.pid.set_rootless(true);
         self
     }
 
     pub(crate) fn started(&mut self) {
+        if self.pid.claimed() {
+            return;
+        }
         self.system.registry.running(&self.pid);
         self.system.event(|| TreeEvent::Started { path: self.pid.path().to_owned(), pid: self.pid.clone() });
-        self.reporter.started();
+        self.pid.report_started();
     }
 
     pub(crate) fn exited(&mut self, exit: Exit) {
-        if std::mem::replace(&mut self.done, true) {
-            return;
+        // Not so when its thread was left behind: then the watchdog has told, or will.
+        if self.pid.claim() {
+            finish(&self.system, &self.pid, exit);
         }
-        self.pid.set_ending();
-        self.pid.close_backlog();
-        if exit.is_abnormal() && exit != Exit::Killed {
-            let dropped = self.pid.dropped();
-            tracing::warn!(path = self.pid.path(), pid = self.pid.id(), %exit, dropped, "actor exited");
-        }
-        self.system.registry.leave(&self.pid, &exit);
-        self.system.event(|| TreeEvent::Exited {
-            path: self.pid.path().to_owned(),
-            pid: self.pid.clone(),
-            exit: exit.clone(),
-        });
-        if self.rootless {
-            self.system.registry.forget(self.pid.path());
-        }
-        self.pid.set_exit(&exit);
-        self.reporter.exited(exit);
     }
+}
+
+/// The end of an incarnation, by whoever has claimed it.
+pub(crate) fn finish(system: &Inner, pid: &Pid, exit: Exit) {
+    pid.set_ending();
+    pid.close_backlog();
+    let (path, id, dropped) = (pid.path(), pid.id(), pid.dropped());
+    match &exit {
+        Exit::ArbiterStuck { .. } => {
+            // There may be many, and one line has said it of all.
+            tracing::debug!(path, pid = id, %exit, dropped, "actor exited");
+        }
+        exit if exit.is_abnormal() && *exit != Exit::Killed => {
+            tracing::warn!(path, pid = id, %exit, dropped, "actor exited");
+        }
+        _ => {}
+    }
+    system.registry.leave(pid, &exit);
+    system.event(|| TreeEvent::Exited { path: path.to_owned(), pid: pid.clone(), exit: exit.clone() });
+    if pid.rootless() {
+        system.registry.forget(path);
+    }
+    pid.set_exit(&exit);
 }
 
 impl Drop for ExitGuard {
@@ -150,7 +154,9 @@ impl<A: Actor, F: Fn() -> A + Send + Sync + 'static> Factory for WorkerFactory<F
         let (pid, system, own) = (pid.clone(), system.clone(), inbox.clone());
         let boot: Boot = Box::new(move |mut exit: ExitGuard| {
             let entered = Entered::new(&pid);
+            let turn = system.turn(&pid, doing::start);
             let made = if system.killed() { Err(Exit::Killed) } else { guarded(|| (self.0)()) };
+            drop(turn);
             drop(entered);
             match made {
                 Ok(actor) => {
@@ -194,10 +200,11 @@ pub(crate) struct Engine<A: Actor> {
 }
 
 impl<A: Actor> Engine<A> {
-    /// Whether no message is to be handled now: the turn is over, the actor ends, or a signal is first.
+    /// Whether no message is to be handled now: the turn is over, the actor ends, a signal is first, or its thread was left behind.
     #[inline]
     pub(crate) fn busy(&self) -> bool {
-        self.ctx.left == 0 || self.ctx.stopping() || self.panicked.is_some() || self.ctx.pid_ref().requested()
+        let pid = self.ctx.pid_ref();
+        self.ctx.left == 0 || self.ctx.stopping() || self.panicked.is_some() || pid.requested() || pid.claimed()
     }
 
     pub(crate) fn pid(&self) -> &Pid {
@@ -210,7 +217,12 @@ impl<A: Actor> Engine<A> {
 
     /// A message has reached the actor.
     #[inline]
-    pub(crate) fn deliver<M: MessageTo<A>>(&mut self, question: &mut Question<M>, deadline: Option<Instant>) {
+    pub(crate) fn deliver<M: MessageTo<A>>(
+        &mut self,
+        question: &mut Question<M>,
+        deadline: Option<Instant>,
+        note: Option<Box<Note>>,
+    ) {
         self.ctx.left = self.ctx.left.saturating_sub(1);
         let pid = self.ctx.pid_ref();
         pid.release();
@@ -228,9 +240,13 @@ impl<A: Actor> Engine<A> {
             DEADLINE.set(deadline);
         }
         let ctx = &mut self.ctx;
+        ctx.pid_ref().doing(std::any::type_name::<M>);
+        let looked = Looked::wanted(ctx.pid_ref(), &note)
+            .then(|| Looked::enter(ctx.pid_ref(), note, std::any::type_name::<M>()));
         if let Some(panic) = guarded_inside(|| message.handled_by(actor, ctx).resolve(asker)) {
             self.panicked = Some(Box::new(panic));
         }
+        drop(looked);
         if deadline.is_some() {
             DEADLINE.set(None);
         }
@@ -324,7 +340,11 @@ impl<A: Actor> Shell<A> {
     }
 
     /// Runs user code outside of messages; a panic ends the actor.
-    fn with(&mut self, f: impl FnOnce(&mut A, &mut Ctx<A>)) {
+    fn with(&mut self, doing: Name, f: impl FnOnce(&mut A, &mut Ctx<A>)) {
+        if self.exit.pid.claimed() {
+            return;
+        }
+        self.exit.pid.doing(doing);
         let Some(Run { engine, .. }) = &mut self.run else { return };
         let Some(actor) = &mut engine.actor else { return };
         if let Err(panic) = guarded(|| f(actor, &mut engine.ctx)) {
@@ -353,7 +373,7 @@ impl<A: Actor> Shell<A> {
         if requests & SIGNAL != 0 {
             while let Some(signal) = self.exit.pid.next_signal() {
                 match signal {
-                    Signal::Down(down) => self.with(|actor, ctx| {
+                    Signal::Down(down) => self.with(doing::signal, |actor, ctx| {
                         if ctx.expects(&down.monitor) {
                             actor.down(down, ctx);
                         }
@@ -375,7 +395,7 @@ impl<A: Actor> Shell<A> {
     fn link_exited(&mut self, from: Pid, reason: Exit) {
         let traps = self.run.as_ref().is_some_and(|run| run.engine.ctx.traps_exits());
         if traps {
-            self.with(|actor, ctx| actor.exit_signal(from, reason, ctx));
+            self.with(doing::signal, |actor, ctx| actor.exit_signal(from, reason, ctx));
         } else if reason != Exit::Normal {
             // OTP: an exit signal that is not trapped ends the process at once, without `terminate`.
             self.end(reason, false);
@@ -424,6 +444,7 @@ impl<A: Actor> Shell<A> {
         if let Some(Run { mut engine, mailbox }) = self.run.take() {
             engine.ctx.cancel_monitors();
             let _entered = Entered::new(&self.exit.pid);
+            self.exit.pid.doing(doing::stop);
             // One by one: two panics in one unwinding would abort the process.
             drop_guarded(engine.actor.take());
             drop_guarded(engine);
@@ -441,7 +462,11 @@ impl<A: Actor> Shell<A> {
     fn finish(&mut self) {
         let Phase::Ending(ending) = std::mem::replace(&mut self.phase, Phase::New) else { return };
         let Ending { mut exit, in_order, .. } = *ending;
-        if in_order && let Some(Run { engine, .. }) = &mut self.run {
+        self.exit.pid.doing(doing::stop);
+        if in_order
+            && !self.exit.pid.claimed()
+            && let Some(Run { engine, .. }) = &mut self.run
+        {
             if let Some(actor) = &mut engine.actor
                 && let Err(panic) = guarded(|| actor.stopping(&exit, &mut engine.ctx))
             {
@@ -466,6 +491,7 @@ impl<A: Actor> Shell<A> {
             mailbox.poll(&mut Host(PhantomData), engine, cx);
             // What a panic left behind runs no more.
             if let Some(actor) = engine.actor.as_mut().filter(|_| engine.panicked.is_none()) {
+                engine.ctx.pid_ref().doing(doing::task);
                 engine.ctx.pump(actor, cx);
             }
         });
@@ -493,11 +519,15 @@ impl<A: Actor> Future for Shell<A> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
+        // Dropping it is all that is left to do.
+        if this.heartbeat.abandoned() {
+            return Poll::Ready(());
+        }
         let _entered = Entered::new(&this.exit.pid);
-        this.heartbeat.enter(&this.exit.pid);
+        let outer = this.heartbeat.enter(&this.exit.pid);
         let done = this.advance(cx);
-        this.heartbeat.leave();
-        done
+        this.heartbeat.leave(outer);
+        if this.heartbeat.abandoned() { Poll::Ready(()) } else { done }
     }
 }
 
@@ -512,7 +542,7 @@ impl<A: Actor> Shell<A> {
         if matches!(self.phase, Phase::New) {
             self.phase = Phase::Running;
             let mut failed = None;
-            self.with(|actor, ctx| failed = actor.started(ctx).err());
+            self.with(doing::start, |actor, ctx| failed = actor.started(ctx).err());
             match (failed, &self.phase) {
                 (Some(exit), _) => self.end(exit, false),
                 (None, Phase::Running) => self.exit.started(),
