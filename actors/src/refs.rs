@@ -54,13 +54,14 @@ impl<A: Actor> Inbox<A> {
     where
         A: Handler<M>,
     {
-        let question = Question::new(message, asker);
-        let note = Note::for_message(&self.pid);
-        self.address.do_send(if deadline.is_none() && note.is_none() {
-            Parcel::new(question)
-        } else {
-            Parcel::new(Timed { question, deadline, note })
-        });
+        // Each made where it is sent: the one that goes on is not copied around.
+        match Note::for_message(&self.pid) {
+            None if deadline.is_none() => self.address.do_send(Parcel::new(Question::new(message, asker))),
+            note => {
+                let question = Question::new(message, asker);
+                self.address.do_send(Parcel::new(Timed { question, deadline, note }));
+            }
+        }
     }
 
     /// Puts a letter into the ring; there is room, or the oldest goes.
