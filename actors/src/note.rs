@@ -24,16 +24,15 @@ impl Note {
     /// For a message that is sent to `pid` now; mostly none.
     #[inline]
     pub(crate) fn for_message(pid: &Pid) -> Option<Box<Note>> {
-        let trace = Trace::current();
-        if trace.is_none() && !pid.observed() {
+        if !Trace::any() && !pid.observed() {
             return None;
         }
-        Some(Note::new(pid, trace))
+        Some(Note::new(pid))
     }
 
     #[cold]
-    fn new(pid: &Pid, trace: Option<Trace>) -> Box<Note> {
-        Box::new(Note { trace, stamp: pid.observed().then(|| Stamp::new(pid)).flatten() })
+    fn new(pid: &Pid) -> Box<Note> {
+        Box::new(Note { trace: Trace::current(), stamp: pid.observed().then(|| Stamp::new(pid)).flatten() })
     }
 }
 

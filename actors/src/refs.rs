@@ -52,13 +52,14 @@ impl<A: Actor> Inbox<A> {
 
     /// Not bounded by actix: the room was taken from the account of the pid.
     fn put<M: MessageTo<A>>(&self, message: M, asker: Option<Asker<M>>, deadline: Option<Instant>) {
-        let question = Question::new(message, asker);
-        let note = Note::for_message(&self.pid);
-        self.address.do_send(if deadline.is_none() && note.is_none() {
-            Parcel::new(question)
-        } else {
-            Parcel::new(Timed { question, deadline, note })
-        });
+        // Each made where it is sent: the one that goes on is not copied around.
+        match Note::for_message(&self.pid) {
+            None if deadline.is_none() => self.address.do_send(Parcel::new(Question::new(message, asker))),
+            note => {
+                let question = Question::new(message, asker);
+                self.address.do_send(Parcel::new(Timed { question, deadline, note }));
+            }
+        }
     }
 
     /// Puts a message into the mailbox if there is room, or the oldest goes; else gives it back.
@@ -192,7 +193,12 @@ impl<A: Actor> Ref<A> {
         }
         let (tx, rx) = oneshot::channel();
         self.0.put(message, Some(tx), None);
-        self.answered(rx).await
+        // Not through `answered`: a future within the future is what one would measure.
+        let answer = if self.0.pid.watched() { Box::pin(self.answered_watched(rx)).await } else { rx.await };
+        match told(answer) {
+            Some(told) => told,
+            None => Err(ended(self.pid()).await),
+        }
     }
 
     /// As [`Ref::ask`], for at most `limit`. See [`Ref::ask_until`].

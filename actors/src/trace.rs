@@ -20,6 +20,8 @@ const SAMPLED: u8 = 1;
 
 thread_local! {
     static CURRENT: Cell<Option<Trace>> = const { Cell::new(None) };
+    /// Whether there is one: all that most senders look at.
+    static ANY: Cell<bool> = const { Cell::new(false) };
     static IDS: Cell<u64> = Cell::new(RandomState::new().build_hasher().finish());
 }
 
@@ -81,6 +83,12 @@ impl Trace {
         CURRENT.with(Cell::get)
     }
 
+    /// Whether there is a current one.
+    #[inline]
+    pub(crate) fn any() -> bool {
+        ANY.with(Cell::get)
+    }
+
     /// Runs `f` in this span: the messages that it sends, and the futures and timers that it gives to its actor, carry it on.
     pub fn scope<T>(self, f: impl FnOnce() -> T) -> T {
         let _entered = Scope::enter(Some(self));
@@ -98,13 +106,18 @@ pub(crate) struct Scope(Option<Trace>);
 
 impl Scope {
     pub(crate) fn enter(trace: Option<Trace>) -> Self {
-        Scope(CURRENT.with(|current| current.replace(trace)))
+        Scope(Scope::replace(trace))
+    }
+
+    fn replace(trace: Option<Trace>) -> Option<Trace> {
+        ANY.with(|any| any.set(trace.is_some()));
+        CURRENT.with(|current| current.replace(trace))
     }
 }
 
 impl Drop for Scope {
     fn drop(&mut self) {
-        CURRENT.with(|current| current.set(self.0));
+        Scope::replace(self.0);
     }
 }
 

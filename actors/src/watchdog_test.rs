@@ -146,6 +146,8 @@ struct House {
     told: mpsc::UnboundedReceiver<Exit>,
     tally: Arc<Tally>,
     tell: mpsc::UnboundedSender<Exit>,
+    /// Who does not return, by the will of the test.
+    blocked: Vec<Pid>,
     now: Duration,
 }
 
@@ -156,7 +158,7 @@ impl House {
 
     fn of(system: System) -> Self {
         let (tell, told) = mpsc::unbounded_channel();
-        House { system, told, tally: Arc::default(), tell, now: Duration::ZERO }
+        House { system, told, tally: Arc::default(), tell, blocked: Vec::new(), now: Duration::ZERO }
     }
 
     fn child(&self, id: &str, arbiter: usize) -> ChildSpec {
@@ -189,10 +191,12 @@ impl House {
     }
 
     /// Blocks an actor in its handler. It returns when the sender is dropped.
-    fn block(&self, path: &str, then_panic: bool) -> blocking::Sender<()> {
+    fn block(&mut self, path: &str, then_panic: bool) -> blocking::Sender<()> {
         let (entered, inside) = blocking::channel();
         let (free, until) = blocking::channel();
-        self.live(path).tell(Block { entered, until, then_panic }).expect("told");
+        let actor = self.live(path);
+        self.blocked.push(actor.pid());
+        actor.tell(Block { entered, until, then_panic }).expect("told");
         inside.recv().expect("it is in its handler");
         free
     }
@@ -201,10 +205,25 @@ impl House {
     fn look(&mut self) -> Vec<Condemned> {
         let mut condemned = Vec::new();
         for _ in 0..=LOOKS {
+            self.settle();
             condemned.extend(look(&self.system.inner, self.now));
             self.now += LIMIT / LOOKS;
         }
         condemned
+    }
+
+    /// Time passes here faster than any actor can work: each that is not blocked gives its thread back between two looks.
+    fn settle(&self) {
+        let began = Instant::now();
+        for arbiter in self.system.inner.arbiters() {
+            while let Some(running) = arbiter.heartbeat.look().1 {
+                if self.blocked.iter().any(|pid| pid.id() == running) {
+                    break;
+                }
+                assert!(began.elapsed() < LONG, "only who is to block blocks");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
     }
 
     async fn replace(&mut self) {
@@ -395,6 +414,7 @@ async fn a_factory_that_blocks_is_found_and_a_start_that_waits_for_it_fails() {
         async move { supervisor.start_child(child).await }
     });
     tokio::task::spawn_blocking(move || inside.recv()).await.expect("joined").expect("it blocks");
+    house.blocked.push(house.system.whereis("s/blocked").expect("in the tree"));
     house.replace().await;
     let failed = start.await.expect("joined");
     let Err(crate::ChildError::StartFailed(Exit::ArbiterStuck { path, doing })) = failed else { panic!("{failed:?}") };
