@@ -113,6 +113,28 @@ pub trait Handler<M: Message>: Actor {
     fn handle(&mut self, msg: M, ctx: &mut Ctx<Self>) -> Reply<M::Reply>;
 }
 
+/// A message that actors of type `A` handle: every `M` with `A: Handler<M>`, and nothing else. Not to be implemented by hand.
+///
+/// It stands where a message is sent, in place of [`Handler`], for the sake of what the compiler says: asked for `A: Handler<M>` alone, it
+/// guesses the message from the one handler that an actor has, and then calls the message that was sent a mismatched type.
+#[diagnostic::on_unimplemented(
+    message = "actor `{A}` does not handle message `{Self}`",
+    label = "`{A}` has no handler for `{Self}`",
+    note = "implement `Handler<{Self}> for {A}`"
+)]
+pub trait MessageTo<A: Actor>: Message {
+    /// See [`Handler::handle`].
+    #[doc(hidden)]
+    fn handled_by(self, actor: &mut A, ctx: &mut Ctx<A>) -> Reply<Self::Reply>;
+}
+
+impl<A: Handler<M>, M: Message> MessageTo<A> for M {
+    #[inline]
+    fn handled_by(self, actor: &mut A, ctx: &mut Ctx<A>) -> Reply<M::Reply> {
+        actor.handle(self, ctx)
+    }
+}
+
 /// What an actor's monitor reports, exactly once for each monitor (OTP `DOWN`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Down {

@@ -4,16 +4,18 @@
 
 use crate::actor::{Actor, Handler, Message, Replier, Reply};
 use crate::exit::Exit;
+use crate::observe::Measure;
 use crate::panic::drop_guarded;
-use crate::pid::{Cancel, MonitorRef, Pid};
+use crate::pid::{Cancel, MonitorRef, Pid, doing};
 use crate::refs::{Inbox, Ref};
 use crate::shell::{ExitGuard, Report, Reporter};
 use crate::spec::{Mailbox, SupervisorSpec};
 use crate::supervisor::{SupervisorRef, launch};
 use crate::system::{Inner, System};
-use futures::StreamExt;
+use crate::trace::Trace;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt};
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::future::Future;
@@ -149,16 +151,25 @@ pub struct Ctx<A: Actor> {
     me: Ref<A>,
     /// Each is polled only when it was woken, however many there are.
     tasks: Option<Box<FuturesUnordered<Task<A>>>>,
-    monitors: HashSet<MonitorRef>,
+    #[allow(clippy::box_collection)] // few actors have monitors, and there may be as many actors as there are pods
+    monitors: Option<Box<HashSet<MonitorRef>>>,
     stop: Option<Box<Exit>>,
+    subtrees: Option<Box<Subtrees>>,
+    /// Messages left of this turn.
+    pub(crate) left: u32,
     traps: bool,
     /// How many [`Ctx::wait`]s hold the messages back.
     waits: u32,
-    subtrees: Vec<(u64, Pid)>,
-    next_subtree: u64,
 }
 
-/// Something that a [`Ctx`] set going: a future, a timer. Dropping it changes nothing.
+/// Those that the actor supervises.
+#[derive(Default)]
+struct Subtrees {
+    alive: Vec<(u64, Pid)>,
+    next: u64,
+}
+
+/// Something that a [`Ctx`] set going: a future, a timer, a stream. Dropping it changes nothing.
 #[derive(Clone)]
 pub struct TaskRef(Arc<Cancel>);
 
@@ -184,12 +195,12 @@ impl<A: Actor> Ctx<A> {
             system,
             me,
             tasks: None,
-            monitors: HashSet::new(),
+            monitors: None,
             stop: None,
+            subtrees: None,
+            left: 0,
             traps: false,
             waits: 0,
-            subtrees: Vec::new(),
-            next_subtree: 0,
         }
     }
 
@@ -225,12 +236,17 @@ impl<A: Actor> Ctx<A> {
         DEADLINE.get()
     }
 
-    /// Runs a future beside the messages. It ends with the actor, and its panic is the actor's exit.
+    /// Runs a future beside the messages. It ends with the actor, and its panic is the actor's exit. It goes on under the
+    /// [`Trace`] that is current now, as [`Ctx::pipe`] and [`Ctx::send_after`] do.
     pub fn spawn(&mut self, future: impl Future<Output = ()> + 'static) -> TaskRef {
-        self.run(Work::Once(Box::pin(async move {
+        let future = async move {
             future.await;
             None
-        })))
+        };
+        self.run(Work::Once(match Trace::current() {
+            Some(trace) => Box::pin(trace.scope_async(future)),
+            None => Box::pin(future),
+        }))
     }
 
     /// Runs a future beside the messages and hands its output back to the actor.
@@ -239,11 +255,19 @@ impl<A: Actor> Ctx<A> {
         F: Future<Output = T> + 'static,
         T: 'static,
     {
-        self.run(Work::Once(Box::pin(async move {
+        let trace = Trace::current();
+        let future = async move {
             let output = future.await;
-            let apply: Apply<A> = Box::new(move |actor, ctx| then(actor, output, ctx));
+            let apply: Apply<A> = match trace {
+                Some(trace) => Box::new(move |actor, ctx| trace.scope(|| then(actor, output, ctx))),
+                None => Box::new(move |actor, ctx| then(actor, output, ctx)),
+            };
             Some(apply)
-        })))
+        };
+        self.run(Work::Once(match trace {
+            Some(trace) => Box::pin(trace.scope_async(future)),
+            None => Box::pin(future),
+        }))
     }
 
     /// As [`Ctx::pipe`], and no message is handled until `then` has run: those that come stay in the mailbox, and when it is full, whoever
@@ -274,7 +298,16 @@ impl<A: Actor> Ctx<A> {
         let period = period.max(Duration::from_millis(INTERVAL_MIN_MS));
         let mut ticker = tokio::time::interval_at(Instant::now() + period, period);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        self.run(Work::Every(Box::new(Every { ticker, tick: Box::new(tick) })))
+        self.run(Work::Source(Box::new(Every { ticker, tick })))
+    }
+
+    /// Hands each item of a stream to the actor, and `None` once when the stream has ended. The next item is asked for when the one before
+    /// was handled: nothing is queued, and a slow actor slows its stream. It ends with the actor, and its panic is the actor's exit.
+    pub fn attach<S>(&mut self, stream: S, each: impl FnMut(&mut A, Option<S::Item>, &mut Ctx<A>) + 'static) -> TaskRef
+    where
+        S: Stream + 'static,
+    {
+        self.run(Work::Source(Box::new(Items { stream: Box::pin(stream), next: None, each })))
     }
 
     fn run(&mut self, work: Work<A>) -> TaskRef {
@@ -290,13 +323,13 @@ impl<A: Actor> Ctx<A> {
     /// Asks for one [`Actor::down`] when `pid` has ended; at once if it has.
     pub fn monitor(&mut self, pid: &Pid) -> MonitorRef {
         let monitor = pid.monitored_by(&self.pid);
-        self.monitors.insert(monitor.clone());
+        self.monitors.get_or_insert_default().insert(monitor.clone());
         monitor
     }
 
     /// Takes a monitor back. Its `down` does not come after this, not even if it was on its way (OTP `demonitor` with `flush`).
     pub fn demonitor(&mut self, monitor: &MonitorRef) {
-        if self.monitors.remove(monitor) {
+        if self.expects(monitor) {
             monitor.cancel();
         }
     }
@@ -344,8 +377,9 @@ impl<A: Actor> Ctx<A> {
     /// Starts a subtree of this actor's own at `<path>/<id>`. It starts in the background, on this actor's thread; it is stopped before this actor's exit is
     /// reported; and when it gives up, or cannot start, its exit is this actor's.
     pub fn supervise(&mut self, spec: SupervisorSpec) -> SupervisorRef {
-        let subtree = self.next_subtree;
-        self.next_subtree += 1;
+        let subtrees = self.subtrees.get_or_insert_default();
+        let subtree = subtrees.next;
+        subtrees.next += 1;
         let path: Arc<str> = format!("{}/{}", self.pid.path(), spec.id()).into();
         let pid = self.system.pid(path, Mailbox::NONE);
         let owner = self.pid.clone();
@@ -354,7 +388,7 @@ impl<A: Actor> Ctx<A> {
                 owner.subtree_exited(subtree, exit);
             }
         });
-        self.subtrees.push((subtree, pid.clone()));
+        self.subtrees.get_or_insert_default().alive.push((subtree, pid.clone()));
         let exit = ExitGuard::new(pid.clone(), self.system.clone(), reporter).rootless();
         launch(spec, pid, self.system.clone(), exit, false)
     }
@@ -388,12 +422,12 @@ impl<A: Actor> Ctx<A> {
 
     /// Whether a `down` is still wanted. Each is, once.
     pub(crate) fn expects(&mut self, monitor: &MonitorRef) -> bool {
-        self.monitors.remove(monitor)
+        self.monitors.as_mut().is_some_and(|monitors| monitors.remove(monitor))
     }
 
     /// The actor has ended: those that it watched shall not keep a watcher that nobody reads.
     pub(crate) fn cancel_monitors(&mut self) {
-        for monitor in self.monitors.drain() {
+        for monitor in self.monitors.take().into_iter().flat_map(|monitors| *monitors) {
             monitor.cancel();
         }
     }
@@ -401,13 +435,14 @@ impl<A: Actor> Ctx<A> {
     /// Polls the tasks that were woken, and hands what they bring to the actor.
     pub(crate) fn pump(&mut self, actor: &mut A, cx: &mut Context<'_>) {
         for _ in 0..TURN_EFFECTS {
-            if self.stop.is_some() {
+            if self.stop.is_some() || self.pid.claimed() {
                 return;
             }
             let Some(tasks) = &mut self.tasks else { return };
             match tasks.poll_next_unpin(cx) {
                 Poll::Ready(Some(Effect::None)) => {}
                 Poll::Ready(Some(Effect::Apply(apply))) => {
+                    let _measure = self.measure();
                     let waited = self.waits();
                     apply(actor, self);
                     if waited && !self.waits() {
@@ -415,9 +450,13 @@ impl<A: Actor> Ctx<A> {
                         cx.waker().wake_by_ref();
                     }
                 }
-                Poll::Ready(Some(Effect::Tick(mut every, cancel))) => {
-                    (every.tick)(actor, self);
-                    self.push(Task { work: Some(Work::Every(every)), cancel });
+                Poll::Ready(Some(Effect::Deliver(mut task))) => {
+                    let _measure = self.measure();
+                    if let Some(Work::Source(source)) = &mut task.work
+                        && source.deliver(actor, self)
+                    {
+                        self.push(task);
+                    }
                 }
                 Poll::Ready(None) | Poll::Pending => return,
             }
@@ -425,12 +464,18 @@ impl<A: Actor> Ctx<A> {
         cx.waker().wake_by_ref();
     }
 
+    fn measure(&self) -> Option<Measure> {
+        self.pid.observed().then(|| Measure::new(&self.pid, doing::task(), Duration::ZERO))
+    }
+
     pub(crate) fn take_subtrees(&mut self) -> Vec<(u64, Pid)> {
-        std::mem::take(&mut self.subtrees)
+        self.subtrees.as_mut().map(|subtrees| std::mem::take(&mut subtrees.alive)).unwrap_or_default()
     }
 
     pub(crate) fn subtree_gone(&mut self, subtree: u64) {
-        self.subtrees.retain(|(id, _)| *id != subtree);
+        if let Some(subtrees) = &mut self.subtrees {
+            subtrees.alive.retain(|(id, _)| *id != subtree);
+        }
     }
 }
 
@@ -438,23 +483,60 @@ impl<A: Actor> Ctx<A> {
 enum Effect<A: Actor> {
     None,
     Apply(Apply<A>),
-    Tick(Box<Every<A>>, Arc<Cancel>),
+    /// As a task, which is dropped with care also when what it delivers panics.
+    Deliver(Task<A>),
 }
 
 type Apply<A> = Box<dyn FnOnce(&mut A, &mut Ctx<A>)>;
-type Tick<A> = Box<dyn FnMut(&mut A, &mut Ctx<A>)>;
 
-struct Every<A: Actor> {
+/// What has something for the actor again and again.
+trait Source<A: Actor> {
+    /// Ready when there is something to deliver.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+    /// Delivers it. False when nothing follows.
+    fn deliver(&mut self, actor: &mut A, ctx: &mut Ctx<A>) -> bool;
+}
+
+struct Every<F> {
     ticker: Interval,
-    tick: Tick<A>,
+    tick: F,
+}
+
+impl<A: Actor, F: FnMut(&mut A, &mut Ctx<A>)> Source<A> for Every<F> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.ticker.poll_tick(cx).map(drop)
+    }
+    fn deliver(&mut self, actor: &mut A, ctx: &mut Ctx<A>) -> bool {
+        (self.tick)(actor, ctx);
+        true
+    }
+}
+
+struct Items<S: Stream, F> {
+    stream: Pin<Box<S>>,
+    /// What the stream gave last, until it is delivered.
+    next: Option<S::Item>,
+    each: F,
+}
+
+impl<A: Actor, S: Stream, F: FnMut(&mut A, Option<S::Item>, &mut Ctx<A>)> Source<A> for Items<S, F> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.as_mut().poll_next(cx).map(|next| self.next = next)
+    }
+    fn deliver(&mut self, actor: &mut A, ctx: &mut Ctx<A>) -> bool {
+        let next = self.next.take();
+        let more = next.is_some();
+        (self.each)(actor, next, ctx);
+        more
+    }
 }
 
 enum Work<A: Actor> {
     Once(LocalBoxFuture<'static, Option<Apply<A>>>),
-    Every(Box<Every<A>>),
+    Source(Box<dyn Source<A>>),
 }
 
-/// A future, timer or interval. What it holds is the user's, so it is dropped with care.
+/// A future, timer, interval or stream. What it holds is the user's, so it is dropped with care.
 struct Task<A: Actor> {
     work: Option<Work<A>>,
     cancel: Arc<Cancel>,
@@ -472,14 +554,11 @@ impl<A: Actor> Future for Task<A> {
         match &mut self.work {
             None => Poll::Ready(Effect::None),
             Some(Work::Once(future)) => future.as_mut().poll(cx).map(|apply| apply.map_or(Effect::None, Effect::Apply)),
-            Some(Work::Every(every)) => {
-                if every.ticker.poll_tick(cx).is_pending() {
+            Some(Work::Source(source)) => {
+                if source.poll(cx).is_pending() {
                     return Poll::Pending;
                 }
-                match self.work.take() {
-                    Some(Work::Every(every)) => Poll::Ready(Effect::Tick(every, self.cancel.clone())),
-                    _ => Poll::Ready(Effect::None),
-                }
+                Poll::Ready(Effect::Deliver(Task { work: self.work.take(), cancel: self.cancel.clone() }))
             }
         }
     }

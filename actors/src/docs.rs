@@ -11,6 +11,11 @@ pub mod runtime_semantics {}
 /// use phalanx_actors::*;
 /// struct Greeter;
 /// impl Actor for Greeter {}
+/// struct Hello;
+/// impl Message for Hello { type Reply = (); }
+/// impl Handler<Hello> for Greeter {
+///     fn handle(&mut self, _: Hello, _: &mut Ctx<Self>) -> Reply<()> { ().into() }
+/// }
 /// struct Bye;
 /// impl Message for Bye { type Reply = (); }
 /// fn bye(greeter: &Ref<Greeter>) {

@@ -50,6 +50,8 @@ mod groups;
 mod inspect;
 mod mailbox;
 mod messages;
+mod note;
+mod observe;
 mod panic;
 mod pid;
 mod recipient;
@@ -62,15 +64,21 @@ mod spec;
 mod supervisor;
 mod system;
 pub mod testkit;
+mod trace;
+mod watchdog;
 
 pub mod docs;
 
-pub use actor::{Actor, Down, Handler, Later, Message, Replier, Reply};
+pub use actor::{Actor, Down, Handler, Later, Message, MessageTo, Replier, Reply};
 pub use ctx::{Ctx, TaskRef, TimerRef};
 pub use error::{AskError, BuildError, ChildError, JoinError, SendError, StartError};
 pub use exit::Exit;
 pub use groups::{GROUP_EVENTS, Group, GroupEvent, GroupInfo, GroupWatch, Member, Membership};
-pub use inspect::{ActorInfo, ArbiterInfo, Kind, State, TREE_EVENTS, TreeEvent};
+pub use inspect::{
+    ActorInfo, ArbiterInfo, Current, Kind, LAST_EXITS, MessageInfo, PastExit, State, TREE_EVENTS, TreeEvent,
+};
+pub use note::MESSAGE_SPANS;
+pub use observe::{MESSAGE_TYPES, OTHER_MESSAGES, Observer};
 pub use pid::{MonitorRef, Pid};
 pub use recipient::{Receive, Recipient, Rejected};
 pub use refs::{Named, Ref};
@@ -84,3 +92,5 @@ pub use spec::{
 };
 pub use supervisor::{ChildCount, ChildInfo, SupervisorRef};
 pub use system::{System, SystemBuilder};
+pub use trace::{TRACEPARENT_LEN, Trace, TraceError};
+pub use watchdog::{Overdue, STUCK_THREADS, Watch};

@@ -4,9 +4,10 @@
 //! [`Ring`] beside the channel, which then carries [`Pull`] alone: "look into the ring". Must never run user code while locked.
 //! Filled by [`crate::Ref`], emptied by the shell; a kept ring passes from one incarnation to the next through the supervisor.
 
-use crate::actor::{Actor, Answer, Handler, Message};
+use crate::actor::{Actor, Answer, Message, MessageTo};
 use crate::error::AskError;
 use crate::exit::Exit;
+use crate::note::Note;
 use crate::panic::drop_guarded;
 use crate::pid::Pid;
 use crate::shell::{Engine, Host};
@@ -15,7 +16,7 @@ use parking_lot::Mutex;
 use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 /// Whoever waits for an answer.
@@ -60,21 +61,22 @@ impl<M: Message> Drop for Question<M> {
     }
 }
 
-impl<A: Handler<M>, M: Message> EnvelopeProxy<Host<A>> for Question<M> {
+impl<A: Actor, M: MessageTo<A>> EnvelopeProxy<Host<A>> for Question<M> {
     fn handle(&mut self, _: &mut Host<A>, engine: &mut Engine<A>) {
-        engine.deliver(self, None);
+        engine.deliver(self, None, None);
     }
 }
 
-/// A question with its deadline. Apart, so that messages without one are not larger for it.
+/// A question with a deadline or a note. Apart, so that messages without are not larger for it.
 pub(crate) struct Timed<M: Message> {
     pub(crate) question: Question<M>,
-    pub(crate) deadline: Instant,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) note: Option<Box<Note>>,
 }
 
-impl<A: Handler<M>, M: Message> EnvelopeProxy<Host<A>> for Timed<M> {
+impl<A: Actor, M: MessageTo<A>> EnvelopeProxy<Host<A>> for Timed<M> {
     fn handle(&mut self, _: &mut Host<A>, engine: &mut Engine<A>) {
-        engine.deliver(&mut self.question, Some(self.deadline));
+        engine.deliver(&mut self.question, self.deadline, self.note.take());
     }
 }
 
@@ -102,31 +104,33 @@ pub(crate) trait Letter<A: Actor>: Send {
     fn deliver(&mut self, engine: &mut Engine<A>);
     /// See [`Question::refuse`].
     fn refuse(&mut self, why: AskError);
-    fn into_any(self: Box<Self>) -> Box<dyn Any>;
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send>;
 }
 
-/// The incarnation that an asker waits for: with a kept mailbox it may be another than the one that was asked.
-pub(crate) type Answerer = Arc<Mutex<Pid>>;
+/// The incarnation that an asker waits for: with a kept mailbox it may be another than the one that was asked. Told when that takes the
+/// question.
+pub(crate) type Answerer = Arc<watch::Sender<Pid>>;
 
 pub(crate) struct Posted<M: Message> {
     pub(crate) question: Question<M>,
     pub(crate) deadline: Option<Instant>,
     pub(crate) answerer: Option<Answerer>,
+    pub(crate) note: Option<Box<Note>>,
 }
 
-impl<A: Handler<M>, M: Message> Letter<A> for Posted<M> {
+impl<A: Actor, M: MessageTo<A>> Letter<A> for Posted<M> {
     fn deliver(&mut self, engine: &mut Engine<A>) {
         if let Some(answerer) = &self.answerer {
-            *answerer.lock() = engine.pid().clone();
+            answerer.send_replace(engine.pid().clone());
         }
-        engine.deliver(&mut self.question, self.deadline);
+        engine.deliver(&mut self.question, self.deadline, self.note.take());
     }
 
     fn refuse(&mut self, why: AskError) {
         self.question.refuse(why);
     }
 
-    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+    fn into_any(self: Box<Self>) -> Box<dyn Any + Send> {
         self
     }
 }
@@ -188,9 +192,12 @@ impl<A: Actor> Ring<A> {
         Put::Done { pull: !std::mem::replace(&mut letters.pulled, true) }
     }
 
-    /// Takes the oldest. `None`: the next letter needs a new [`Pull`].
-    fn take(&self) -> Option<Box<dyn Letter<A>>> {
+    /// Takes the oldest for `pid`. `None`: the next letter needs a new [`Pull`]; or the ring has another owner by now.
+    fn take(&self, pid: &Pid) -> Option<Box<dyn Letter<A>>> {
         let mut letters = self.0.lock();
+        if letters.owner != Some(pid.id()) {
+            return None;
+        }
         let oldest = letters.queue.pop_front();
         letters.pulled = oldest.is_some();
         oldest
@@ -209,7 +216,7 @@ impl<A: Actor> EnvelopeProxy<Host<A>> for Pull {
                 // The turn is over, not the work.
                 return inbox.pull();
             }
-            let Some(mut letter) = ring.take() else { return };
+            let Some(mut letter) = ring.take(engine.pid()) else { return };
             letter.deliver(engine);
         }
     }
@@ -217,8 +224,8 @@ impl<A: Actor> EnvelopeProxy<Host<A>> for Pull {
 
 /// A ring whose actor's type is not known: what a pid and a supervisor hold of it.
 pub(crate) trait Backlog: Send + Sync {
-    /// Takes no more messages, and keeps those that wait.
-    fn close(&self);
+    /// Takes no more messages of this owner, and keeps those that wait. Nothing happens when it has another one by now.
+    fn close(&self, owner: u64);
     /// Takes no more messages and drops those that wait. Whoever asked learns the exit, if it is known; else by the exit of the pid.
     /// Returns how many were dropped.
     fn abandon(&self, exit: Option<&Exit>) -> usize;
@@ -226,8 +233,11 @@ pub(crate) trait Backlog: Send + Sync {
 }
 
 impl<A: Actor> Backlog for Ring<A> {
-    fn close(&self) {
-        self.0.lock().owner = None;
+    fn close(&self, owner: u64) {
+        let mut letters = self.0.lock();
+        if letters.owner == Some(owner) {
+            letters.owner = None;
+        }
     }
 
     fn abandon(&self, exit: Option<&Exit>) -> usize {

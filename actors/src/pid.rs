@@ -7,14 +7,17 @@ use crate::error::SendError;
 use crate::exit::Exit;
 use crate::groups::AnyGroup;
 use crate::mailbox::Backlog;
+use crate::observe::Stats;
+use crate::shell::{Report, Reporter};
 use crate::spec::{Mailbox, Overflow};
+use crossbeam_utils::atomic::AtomicCell;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
@@ -44,10 +47,49 @@ const ENDING: u8 = 16;
 const DEAD: u8 = 32;
 const REQUESTS: u8 = STOP | KILL | SIGNAL | SUBTREE;
 
+/// Its exit belongs to whoever set this: nobody else reports it, and none of its code is begun any more.
+const CLAIMED: u8 = 1;
+/// Its thread may be left behind while it lives, and with it whatever waits in its mailbox.
+const WATCHED: u8 = 2;
+/// No supervisor keeps it in its list, so nobody else would take it out of the tree.
+const ROOTLESS: u8 = 4;
+/// Someone looks at its queue and its handlers.
+const OBSERVED: u8 = 8;
+
+/// The name of what an actor does: `std::any::type_name` of its message, or of one of the types in [`doing`]. A function and not its
+/// result, because that fits into one atomic word.
+pub(crate) type Name = fn() -> &'static str;
+
+/// What an actor does that is no message.
+pub(crate) mod doing {
+    pub(crate) fn nothing() -> &'static str {
+        "nothing"
+    }
+    pub(crate) fn start() -> &'static str {
+        "its start"
+    }
+    pub(crate) fn signal() -> &'static str {
+        "a signal"
+    }
+    pub(crate) fn task() -> &'static str {
+        "a task, timer or stream"
+    }
+    pub(crate) fn stop() -> &'static str {
+        "its stop"
+    }
+    pub(crate) fn supervision() -> &'static str {
+        "supervision"
+    }
+}
+
 struct Cell {
     id: u64,
     path: Arc<str>,
     flags: AtomicU8,
+    marks: AtomicU8,
+    /// Where it runs; 0 before that is known.
+    arbiter: AtomicU32,
+    doing: AtomicCell<Name>,
     waker: AtomicWaker,
     mailbox: Account,
     control: Mutex<Control>,
@@ -69,12 +111,14 @@ struct Account {
 
 /// More than any mailbox holds, so that one look tells both whether it is closed and whether it is full.
 const CLOSED: u32 = 1 << 31;
+/// What a closed account holds: messages that are taken out of it just then leave it closed.
+const CLOSING: u32 = CLOSED | CLOSED >> 1;
 
 #[derive(Default)]
 struct Control {
     exit: Option<Box<Exit>>,
-    next_watch: u64,
     ties: Option<Box<Ties>>,
+    reporter: Reporter,
 }
 
 /// What few actors have: there may be as many actors as there are pods.
@@ -84,6 +128,7 @@ struct Ties {
     /// Where the messages of the actor lie, if not in actix's channel. Left there for the next incarnation when it ends.
     backlog: Option<Arc<dyn Backlog>>,
     watchers: BTreeMap<u64, Watcher>,
+    next_watch: u64,
     links: Vec<Pid>,
     /// At most one for each monitor and link that the actor made, or that was made to it.
     signals: VecDeque<Signal>,
@@ -91,6 +136,8 @@ struct Ties {
     subtree_exits: VecDeque<(u64, Exit)>,
     /// The groups that it is a member of, one entry for each join.
     groups: Vec<(Arc<dyn AnyGroup>, u64)>,
+    /// `None` while nobody looks.
+    stats: Option<Box<Stats>>,
 }
 
 enum Watcher {
@@ -110,6 +157,9 @@ impl Pid {
             id,
             path,
             flags: AtomicU8::new(0),
+            marks: AtomicU8::new(0),
+            arbiter: AtomicU32::new(0),
+            doing: AtomicCell::new(doing::nothing),
             waker: AtomicWaker::new(),
             mailbox: Account {
                 mailbox,
@@ -179,6 +229,109 @@ impl Pid {
         &self.0.path
     }
 
+    /// What it does from now on. One plain store.
+    #[inline]
+    pub(crate) fn doing(&self, name: Name) {
+        self.0.doing.store(name);
+    }
+
+    /// What it did last.
+    pub(crate) fn last_doing(&self) -> &'static str {
+        (self.0.doing.load())()
+    }
+
+    /// The id of the arbiter that it was put on.
+    pub(crate) fn arbiter(&self) -> u32 {
+        self.0.arbiter.load(Acquire)
+    }
+
+    pub(crate) fn set_arbiter(&self, id: u32) {
+        self.0.arbiter.store(id, Release);
+    }
+
+    /// Takes its exit into one's own hands. True for one caller only.
+    pub(crate) fn claim(&self) -> bool {
+        self.0.marks.fetch_or(CLAIMED, AcqRel) & CLAIMED == 0
+    }
+
+    /// Whether somebody has: no code of the actor's is to begin any more.
+    pub(crate) fn claimed(&self) -> bool {
+        self.0.marks.load(Acquire) & CLAIMED != 0
+    }
+
+    pub(crate) fn watch(&self) {
+        self.0.marks.fetch_or(WATCHED, AcqRel);
+    }
+
+    pub(crate) fn watched(&self) -> bool {
+        self.0.marks.load(Relaxed) & WATCHED != 0
+    }
+
+    pub(crate) fn set_rootless(&self, rootless: bool) {
+        match rootless {
+            true => self.0.marks.fetch_or(ROOTLESS, AcqRel),
+            false => self.0.marks.fetch_and(!ROOTLESS, AcqRel),
+        };
+    }
+
+    pub(crate) fn rootless(&self) -> bool {
+        self.0.marks.load(Acquire) & ROOTLESS != 0
+    }
+
+    /// Whether someone looks at it.
+    #[inline]
+    pub(crate) fn observed(&self) -> bool {
+        self.0.marks.load(Relaxed) & OBSERVED != 0
+    }
+
+    pub(crate) fn observe(&self) {
+        self.0.marks.fetch_or(OBSERVED, AcqRel);
+    }
+
+    /// Nobody looks any more. What was measured goes to the caller.
+    pub(crate) fn unobserve(&self) -> Option<Box<Stats>> {
+        if self.0.marks.fetch_and(!OBSERVED, AcqRel) & OBSERVED == 0 {
+            return None;
+        }
+        self.0.control.lock().ties.as_mut()?.stats.take()
+    }
+
+    /// Something is measured; not so when nobody looks any more.
+    pub(crate) fn stats<R>(&self, f: impl FnOnce(&mut Stats) -> R) -> Option<R> {
+        let mut control = self.0.control.lock();
+        self.observed().then(|| f(control.ties().stats.get_or_insert_default()))
+    }
+
+    /// What has been measured, if anything was.
+    pub(crate) fn measured<R>(&self, f: impl FnOnce(&Stats) -> R) -> Option<R> {
+        if !self.observed() {
+            return None;
+        }
+        self.0.control.lock().ties.as_ref()?.stats.as_deref().map(f)
+    }
+
+    /// Who is told how it starts and ends.
+    pub(crate) fn set_reporter(&self, reporter: Reporter) {
+        self.0.control.lock().reporter = reporter;
+    }
+
+    pub(crate) fn report_started(&self) {
+        let mut reporter = std::mem::take(&mut self.0.control.lock().reporter);
+        reporter.tell(Report::Started);
+        let exit = {
+            let mut control = self.0.control.lock();
+            match &control.exit {
+                // Meanwhile someone else has ended it, and found nobody to tell.
+                Some(exit) => Exit::clone(exit),
+                None => {
+                    control.reporter = reporter;
+                    return;
+                }
+            }
+        };
+        reporter.tell(Report::Exited(exit));
+    }
+
     pub(crate) fn register(&self, waker: &Waker) {
         self.0.waker.register(waker);
     }
@@ -221,7 +374,7 @@ impl Pid {
     pub(crate) fn set_ending(&self) {
         self.0.flags.fetch_or(ENDING, AcqRel);
         let mailbox = &self.0.mailbox;
-        let left = mailbox.queued.swap(CLOSED, SeqCst);
+        let left = mailbox.queued.swap(CLOSING, SeqCst);
         // What lies in a ring is counted when it is dropped, if it is.
         if left & CLOSED == 0 && !mailbox.mailbox.has_ring() {
             self.count_dropped(left.into());
@@ -237,23 +390,24 @@ impl Pid {
         self.0.flags.load(Acquire) & (ENDING | DEAD) != 0
     }
 
-    /// Ends it: watchers and links learn the reason, once.
+    /// Ends it: watchers, links and whoever started it learn the reason, once.
     pub(crate) fn set_exit(&self, exit: &Exit) {
-        let (watchers, links, groups) = {
+        let (mut reporter, (watchers, links, groups)) = {
             let mut control = self.0.control.lock();
             if control.exit.is_some() {
                 return;
             }
             control.exit = Some(Box::new(exit.clone()));
             self.0.flags.fetch_or(DEAD, AcqRel);
-            match &mut control.ties {
+            let told = match &mut control.ties {
                 Some(ties) => {
                     ties.signals = VecDeque::new();
                     let groups = std::mem::take(&mut ties.groups);
                     (std::mem::take(&mut ties.watchers), std::mem::take(&mut ties.links), groups)
                 }
                 None => Default::default(),
-            }
+            };
+            (std::mem::take(&mut control.reporter), told)
         };
         self.set_ending();
         // Who learns of the end finds it in no group any more.
@@ -275,6 +429,7 @@ impl Pid {
             link.forget_link(self);
             link.signal(Signal::Exit { from: self.clone(), reason: exit.clone() });
         }
+        reporter.tell(Report::Exited(exit.clone()));
     }
 
     /// It is a member of `group` until it ends. False when it has.
@@ -314,8 +469,7 @@ impl Pid {
             let watch = control.watch(Watcher::Monitor(by.clone()));
             return MonitorRef { target: self.clone(), watch };
         }
-        let watch = control.next_watch;
-        control.next_watch += 1;
+        let watch = control.ties().next_watch();
         drop(control);
         let monitor = MonitorRef { target: self.clone(), watch };
         by.signal(Signal::Down(Down { monitor: monitor.clone(), pid: self.clone(), reason: Exit::NoProc }));
@@ -478,7 +632,7 @@ impl Pid {
         let mailbox = self.mailbox();
         if mailbox.keep {
             if let Some(backlog) = self.backlog() {
-                backlog.close();
+                backlog.close(self.0.id);
             }
         } else if let Some(backlog) = self.take_backlog() {
             self.count_dropped(backlog.abandon(None) as u64);
@@ -521,14 +675,21 @@ impl MonitorRef {
 
 impl Control {
     fn watch(&mut self, watcher: Watcher) -> u64 {
-        let watch = self.next_watch;
-        self.next_watch += 1;
-        self.ties().watchers.insert(watch, watcher);
+        let ties = self.ties();
+        let watch = ties.next_watch();
+        ties.watchers.insert(watch, watcher);
         watch
     }
 
     fn ties(&mut self) -> &mut Ties {
         self.ties.get_or_insert_default()
+    }
+}
+
+impl Ties {
+    fn next_watch(&mut self) -> u64 {
+        self.next_watch += 1;
+        self.next_watch
     }
 }
 

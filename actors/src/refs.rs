@@ -2,23 +2,23 @@
 //!
 //! Must never show what engine carries the messages. Cheap to clone: one counter.
 
-use crate::actor::{Actor, Answer, Handler, Message};
+use crate::actor::{Actor, Answer, MessageTo};
 use crate::error::{AskError, SendError};
 use crate::exit::Exit;
-use crate::mailbox::{Answerer, Letter, Parcel, Posted, Pull, Put, Question, Ring, Timed};
+use crate::mailbox::{Answerer, Asker, Letter, Parcel, Posted, Pull, Put, Question, Ring, Timed};
+use crate::note::Note;
 use crate::panic::drop_foreign;
 use crate::pid::Pid;
 use crate::recipient::Rejected;
 use crate::shell::Host;
 use crate::spec::Overflow;
 use crate::system::Inner;
-use actix::dev::EnvelopeProxy;
-use parking_lot::Mutex;
+use futures::future::BoxFuture;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 /// The receiving end of one incarnation.
@@ -52,20 +52,40 @@ impl<A: Actor> Inbox<A> {
     }
 
     /// Not bounded by actix: the room was taken from the account of the pid.
-    fn put(&self, content: impl EnvelopeProxy<Host<A>> + Send + 'static) {
-        self.address.do_send(Parcel::new(content));
+    fn put<M: MessageTo<A>>(&self, message: M, asker: Option<Asker<M>>, deadline: Option<Instant>) {
+        // Each made where it is sent: the one that goes on is not copied around.
+        match Note::for_message(&self.pid) {
+            None if deadline.is_none() => self.address.do_send(Parcel::new(Question::new(message, asker))),
+            note => {
+                let question = Question::new(message, asker);
+                self.address.do_send(Parcel::new(Timed { question, deadline, note }));
+            }
+        }
     }
 
-    /// Puts a letter into the ring; there is room, or the oldest goes.
-    fn post(&self, ring: &Ring<A>, letter: Box<dyn Letter<A>>) -> Result<(), SendError> {
-        self.try_post(ring, letter).map_err(|letter| {
-            drop_foreign(letter);
-            SendError::Closed
-        })
+    /// Puts a message into the mailbox if there is room, or the oldest goes; else gives it back.
+    fn tell<M: MessageTo<A>>(&self, message: M) -> Result<(), (SendError, M)> {
+        let Some(ring) = &self.ring else {
+            if let Err(error) = self.pid.reserve() {
+                return Err((error, message));
+            }
+            self.put(message, None, None);
+            return Ok(());
+        };
+        if let Err(error) = self.reserve() {
+            return Err((error, message));
+        }
+        let Err(letter) = self.post(ring, self.posted(message, None, None, None)) else { return Ok(()) };
+        let letter = letter.into_any().downcast::<Posted<M>>();
+        match letter.ok().and_then(|mut letter| letter.question.take().0) {
+            Some(message) => Err((SendError::Closed, message)),
+            // Not so: it is the letter that was put.
+            None => Ok(()),
+        }
     }
 
-    /// As `post`; gives the letter back when the incarnation has ended.
-    fn try_post(&self, ring: &Ring<A>, letter: Box<dyn Letter<A>>) -> Result<(), Box<dyn Letter<A>>> {
+    /// Puts a letter into the ring, where room was reserved, or the oldest goes. Gives it back when the actor has ended.
+    fn post(&self, ring: &Ring<A>, letter: Box<dyn Letter<A>>) -> Result<(), Box<dyn Letter<A>>> {
         let mailbox = self.pid.mailbox();
         let max = (mailbox.overflow == Overflow::DropOldest).then_some(mailbox.messages as usize);
         match ring.put(&self.pid, letter, max) {
@@ -83,7 +103,24 @@ impl<A: Actor> Inbox<A> {
         Ok(())
     }
 
-    /// Takes room in the ring, unless it is made by dropping.
+    fn posted<M: MessageTo<A>>(
+        &self,
+        message: M,
+        asker: Option<Asker<M>>,
+        deadline: Option<Instant>,
+        answerer: Option<Answerer>,
+    ) -> Box<Posted<M>> {
+        let note = Note::for_message(&self.pid);
+        Box::new(Posted { question: Question::new(message, asker), deadline, answerer, note })
+    }
+
+    /// Takes room, if there is some at once and actix's channel is where the message goes.
+    #[inline]
+    fn reserved(&self) -> bool {
+        self.ring.is_none() && self.pid.reserve().is_ok()
+    }
+
+    /// Takes room, unless it is made by dropping.
     fn reserve(&self) -> Result<(), SendError> {
         match self.pid.mailbox().overflow {
             Overflow::DropOldest if self.pid.ending() => Err(SendError::Closed),
@@ -119,126 +156,107 @@ impl<A: Actor> Ref<A> {
 
     /// Puts a message into the mailbox, never waits (OTP `cast`). When the mailbox is full, its [`Overflow`] decides: the message is
     /// refused, or the oldest one that waits makes room. No promise that it is handled: the actor may end first.
-    pub fn tell<M: Message>(&self, message: M) -> Result<(), SendError>
-    where
-        A: Handler<M>,
-    {
-        if let Some(ring) = &self.0.ring {
-            self.0.reserve()?;
-            return self.0.post(ring, posted(message, None, None, None));
-        }
-        self.0.pid.reserve()?;
-        self.0.put(Question::new(message, None));
-        Ok(())
+    pub fn tell<M: MessageTo<A>>(&self, message: M) -> Result<(), SendError> {
+        self.0.tell(message).map_err(|(error, _)| error)
     }
 
     /// As [`Ref::tell`], and gives the message back when it is not taken.
-    pub fn try_tell<M: Message>(&self, message: M) -> Result<(), Rejected<M>>
-    where
-        A: Handler<M>,
-    {
-        let room = if self.0.ring.is_some() { self.0.reserve() } else { self.0.pid.reserve() };
-        if let Err(error) = room {
-            return Err(Rejected { error, message });
-        }
-        let Some(ring) = &self.0.ring else {
-            self.0.put(Question::new(message, None));
-            return Ok(());
-        };
-        let Err(letter) = self.0.try_post(ring, posted(message, None, None, None)) else { return Ok(()) };
-        let message = letter.into_any().downcast::<Posted<M>>().ok().and_then(|mut posted| posted.question.take().0);
-        let message = message.expect("invariant: what was posted comes back as it was");
-        Err(Rejected { error: SendError::Closed, message })
+    pub fn try_tell<M: MessageTo<A>>(&self, message: M) -> Result<(), Rejected<M>> {
+        self.0.tell(message).map_err(|(error, message)| Rejected { error, message })
     }
 
     /// As [`Ref::tell`], but waits while the mailbox is full, if its [`Overflow`] says so. A task that sends without end gives its
     /// thread back now and then, also when there is always room: it takes part in tokio's cooperative budget.
-    pub async fn send<M: Message>(&self, message: M) -> Result<(), SendError>
-    where
-        A: Handler<M>,
-    {
+    pub async fn send<M: MessageTo<A>>(&self, message: M) -> Result<(), SendError> {
         tokio::task::coop::consume_budget().await;
-        if let Some(ring) = &self.0.ring {
-            self.0.reserve_when_free().await?;
-            return self.0.post(ring, posted(message, None, None, None));
+        if !self.0.reserved() {
+            // Boxed, here and below, so that the future of the many for whom there is room is small.
+            return Box::pin(self.send_when_free(message)).await;
         }
-        self.0.pid.reserve_when_free().await?;
-        self.0.put(Question::new(message, None));
+        self.0.put(message, None, None);
         Ok(())
+    }
+
+    async fn send_when_free<M: MessageTo<A>>(&self, message: M) -> Result<(), SendError> {
+        self.0.reserve_when_free().await?;
+        match &self.0.ring {
+            Some(ring) => {
+                let letter = self.0.posted(message, None, None, None);
+                self.0.post(ring, letter).map_err(|_| SendError::Closed)
+            }
+            None => {
+                self.0.put(message, None, None);
+                Ok(())
+            }
+        }
     }
 
     /// Waits for room in the mailbox, then for the answer (OTP `call` without a time limit). Dropped before it is ready, it takes the
     /// question back: one that waits in the mailbox then is not handled.
-    pub async fn ask<M: Message>(&self, message: M) -> Result<M::Reply, AskError>
-    where
-        A: Handler<M>,
-    {
-        if let Some(ring) = &self.0.ring {
-            return Box::pin(self.ask_ring(ring, message, None)).await;
-        }
-        if let Err(refused) = self.0.pid.reserve_when_free().await {
-            return Err(self.refused(refused).await);
+    pub async fn ask<M: MessageTo<A>>(&self, message: M) -> Result<M::Reply, AskError> {
+        if !self.0.reserved() {
+            return Box::pin(self.ask_when_free(message, None)).await;
         }
         let (tx, rx) = oneshot::channel();
-        self.0.put(Question::new(message, Some(tx)));
-        answered(rx, || self.0.pid.clone()).await
+        self.0.put(message, Some(tx), None);
+        // Not through `answered`: a future within the future is what one would measure.
+        let answer = if self.0.pid.watched() { Box::pin(self.answered_watched(rx)).await } else { rx.await };
+        match told(answer) {
+            Some(told) => told,
+            None => Err(ended(self.pid()).await),
+        }
     }
 
     /// As [`Ref::ask`], for at most `limit`. See [`Ref::ask_until`].
-    pub async fn ask_timeout<M: Message>(&self, message: M, limit: Duration) -> Result<M::Reply, AskError>
-    where
-        A: Handler<M>,
-    {
+    pub async fn ask_timeout<M: MessageTo<A>>(&self, message: M, limit: Duration) -> Result<M::Reply, AskError> {
         self.ask_until(message, Instant::now().checked_add(limit)).await
     }
 
     /// As [`Ref::ask`], until `deadline` at most; `None` is without limit. The actor knows the deadline: a question whose deadline has
     /// passed is not handled, and the handler of one finds it in [`Ctx::deadline`](crate::Ctx::deadline), so that the questions which
     /// it asks in turn can have the same.
-    pub async fn ask_until<M: Message>(
+    pub async fn ask_until<M: MessageTo<A>>(
         &self,
         message: M,
         deadline: impl Into<Option<Instant>>,
-    ) -> Result<M::Reply, AskError>
-    where
-        A: Handler<M>,
-    {
+    ) -> Result<M::Reply, AskError> {
         let Some(deadline) = deadline.into() else { return self.ask(message).await };
         if deadline <= Instant::now() {
             return Err(AskError::Timeout);
         }
         let asked = async {
-            if let Some(ring) = &self.0.ring {
-                return Box::pin(self.ask_ring(ring, message, Some(deadline))).await;
-            }
-            if let Err(refused) = self.0.pid.reserve_when_free().await {
-                return Err(self.refused(refused).await);
+            if !self.0.reserved() {
+                return Box::pin(self.ask_when_free(message, Some(deadline))).await;
             }
             let (tx, rx) = oneshot::channel();
-            self.0.put(Timed { question: Question::new(message, Some(tx)), deadline });
-            answered(rx, || self.0.pid.clone()).await
+            self.0.put(message, Some(tx), Some(deadline));
+            self.answered(rx).await
         };
         tokio::time::timeout_at(deadline, asked).await.unwrap_or(Err(AskError::Timeout))
     }
 
-    async fn ask_ring<M: Message>(
+    async fn ask_when_free<M: MessageTo<A>>(
         &self,
-        ring: &Ring<A>,
         message: M,
         deadline: Option<Instant>,
-    ) -> Result<M::Reply, AskError>
-    where
-        A: Handler<M>,
-    {
+    ) -> Result<M::Reply, AskError> {
         if let Err(refused) = self.0.reserve_when_free().await {
             return Err(self.refused(refused).await);
         }
         let (tx, rx) = oneshot::channel();
-        let answerer = self.0.pid.mailbox().keep.then(|| Arc::new(Mutex::new(self.0.pid.clone())));
-        if let Err(refused) = self.0.post(ring, posted(message, Some(tx), deadline, answerer.clone())) {
-            return Err(self.refused(refused).await);
+        let Some(ring) = &self.0.ring else {
+            self.0.put(message, Some(tx), deadline);
+            return self.answered(rx).await;
+        };
+        let answerer = self.0.pid.mailbox().keep.then(|| Arc::new(watch::Sender::new(self.pid())));
+        let letter = self.0.posted(message, Some(tx), deadline, answerer.clone());
+        if self.0.post(ring, letter).is_err() {
+            return Err(self.refused(SendError::Closed).await);
         }
-        answered(rx, || answerer.map_or_else(|| self.0.pid.clone(), |answerer| answerer.lock().clone())).await
+        match answerer {
+            None => self.answered(rx).await,
+            Some(answerer) => kept(rx, answerer, self.0.pid.watched()).await,
+        }
     }
 
     /// Asks it to stop. See [`Pid::stop`].
@@ -251,6 +269,27 @@ impl<A: Actor> Ref<A> {
         self.0.pid.kill();
     }
 
+    /// Waits for the answer of this incarnation.
+    async fn answered<R>(&self, answer: oneshot::Receiver<Answer<R>>) -> Result<R, AskError> {
+        let answer = if self.0.pid.watched() { Box::pin(self.answered_watched(answer)).await } else { answer.await };
+        match told(answer) {
+            Some(told) => told,
+            None => Err(ended(self.pid()).await),
+        }
+    }
+
+    /// What a thread that was left behind holds is not dropped, and the sender of the answer with it; so the exit counts, too.
+    async fn answered_watched<R>(
+        &self,
+        answer: oneshot::Receiver<Answer<R>>,
+    ) -> Result<Answer<R>, oneshot::error::RecvError> {
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            exit = self.0.pid.exited() => Ok(Err(Box::new(AskError::Exited(exit)))),
+        }
+    }
+
     async fn refused(&self, why: SendError) -> AskError {
         match self.0.pid.exit() {
             _ if why == SendError::Full => AskError::Full,
@@ -260,21 +299,43 @@ impl<A: Actor> Ref<A> {
     }
 }
 
-fn posted<A: Handler<M>, M: Message>(
-    message: M,
-    asker: Option<oneshot::Sender<Answer<M::Reply>>>,
-    deadline: Option<Instant>,
-    answerer: Option<Answerer>,
-) -> Box<dyn Letter<A>> {
-    Box::new(Posted { question: Question::new(message, asker), deadline, answerer })
+/// What an asker learns. `None`: there will be no answer, and nobody said why, so the one who had to answer has ended.
+fn told<R>(answer: Result<Answer<R>, oneshot::error::RecvError>) -> Option<Result<R, AskError>> {
+    Some(answer.ok()?.map_err(|why| *why))
 }
 
-/// Waits for the answer. When there will be none, and nobody said why, the one who had to answer has ended.
-async fn answered<R>(answer: oneshot::Receiver<Answer<R>>, answerer: impl FnOnce() -> Pid) -> Result<R, AskError> {
-    match answer.await {
-        Ok(Ok(reply)) => Ok(reply),
-        Ok(Err(why)) => Err(*why),
-        Err(_) => Err(AskError::Exited(answerer().exited().await)),
+/// Boxed: it is rare, and would make the future of every ask larger.
+fn ended(pid: Pid) -> BoxFuture<'static, AskError> {
+    Box::pin(async move { AskError::Exited(pid.exited().await) })
+}
+
+/// The exit of whoever had to answer.
+async fn exited(answerer: &Answerer) -> AskError {
+    let pid = answerer.borrow().clone();
+    AskError::Exited(pid.exited().await)
+}
+
+/// Waits for the answer to a question that outlives the incarnation which was asked. `watched`: the one that takes it may be left behind
+/// with its thread, and then drops nothing.
+async fn kept<R>(answer: oneshot::Receiver<Answer<R>>, answerer: Answerer, watched: bool) -> Result<R, AskError> {
+    let answer = if watched {
+        let mut taken = answerer.subscribe();
+        let exit = async {
+            // It cannot hang up: we hold it.
+            let _ = taken.changed().await;
+            exited(&answerer).await
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            exit = exit => return Err(exit),
+        }
+    } else {
+        answer.await
+    };
+    match told(answer) {
+        Some(told) => told,
+        None => Err(exited(&answerer).await),
     }
 }
 
@@ -313,46 +374,31 @@ impl<A: Actor> Named<A> {
     }
 
     /// See [`Ref::tell`].
-    pub fn tell<M: Message>(&self, message: M) -> Result<(), SendError>
-    where
-        A: Handler<M>,
-    {
+    pub fn tell<M: MessageTo<A>>(&self, message: M) -> Result<(), SendError> {
         self.resolve().ok_or(SendError::NoProc)?.tell(message)
     }
 
     /// See [`Ref::send`].
-    pub async fn send<M: Message>(&self, message: M) -> Result<(), SendError>
-    where
-        A: Handler<M>,
-    {
+    pub async fn send<M: MessageTo<A>>(&self, message: M) -> Result<(), SendError> {
         self.resolve().ok_or(SendError::NoProc)?.send(message).await
     }
 
     /// See [`Ref::ask`].
-    pub async fn ask<M: Message>(&self, message: M) -> Result<M::Reply, AskError>
-    where
-        A: Handler<M>,
-    {
+    pub async fn ask<M: MessageTo<A>>(&self, message: M) -> Result<M::Reply, AskError> {
         self.resolve().ok_or(AskError::NoProc)?.ask(message).await
     }
 
     /// See [`Ref::ask_timeout`].
-    pub async fn ask_timeout<M: Message>(&self, message: M, limit: Duration) -> Result<M::Reply, AskError>
-    where
-        A: Handler<M>,
-    {
+    pub async fn ask_timeout<M: MessageTo<A>>(&self, message: M, limit: Duration) -> Result<M::Reply, AskError> {
         self.resolve().ok_or(AskError::NoProc)?.ask_timeout(message, limit).await
     }
 
     /// See [`Ref::ask_until`].
-    pub async fn ask_until<M: Message>(
+    pub async fn ask_until<M: MessageTo<A>>(
         &self,
         message: M,
         deadline: impl Into<Option<Instant>>,
-    ) -> Result<M::Reply, AskError>
-    where
-        A: Handler<M>,
-    {
+    ) -> Result<M::Reply, AskError> {
         self.resolve().ok_or(AskError::NoProc)?.ask_until(message, deadline).await
     }
 

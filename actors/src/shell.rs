@@ -9,15 +9,16 @@
 //! whatever state a panic left, and is larger than all the rest. Must never run user code of an actor that a panic has ended. Made
 //! by [`WorkerFactory`], spawned on an arbiter.
 
-use crate::actor::{Actor, Handler, Message};
+use crate::actor::{Actor, MessageTo};
 use crate::arbiter::Heartbeat;
 use crate::ctx::{Ctx, DEADLINE};
 use crate::error::AskError;
 use crate::exit::Exit;
 use crate::inspect::TreeEvent;
 use crate::mailbox::{Parcel, Question, Ring};
+use crate::note::{Looked, Note};
 use crate::panic::{drop_guarded, guarded, guarded_inside, take_drop_panic};
-use crate::pid::{Entered, KILL, Pid, SIGNAL, STOP, SUBTREE, Signal};
+use crate::pid::{Entered, KILL, Name, Pid, SIGNAL, STOP, SUBTREE, Signal, doing};
 use crate::refs::{Inbox, Ref};
 use crate::registry::AnyInbox;
 use crate::system::Inner;
@@ -41,7 +42,8 @@ pub(crate) enum Report {
     Exited(Exit),
 }
 
-/// Carries reports. Dropped before the exit was reported, it reports that the thread is gone: no child is ever lost.
+/// Carries reports, or none.
+#[derive(Default)]
 pub(crate) struct Reporter(Option<Box<dyn FnMut(Report) + Send>>);
 
 impl Reporter {
@@ -49,68 +51,70 @@ impl Reporter {
         Reporter(Some(Box::new(f)))
     }
 
-    pub(crate) fn started(&mut self) {
+    pub(crate) fn tell(&mut self, report: Report) {
         if let Some(f) = &mut self.0 {
-            f(Report::Started);
-        }
-    }
-
-    pub(crate) fn exited(&mut self, exit: Exit) {
-        if let Some(mut f) = self.0.take() {
-            f(Report::Exited(exit));
+            f(report);
         }
     }
 }
 
-/// The end of one incarnation: the registry, the watchers and whoever started it learn of it in this order, once.
+/// The end of one incarnation: the registry, the watchers and whoever started it learn of it in this order, once. Dropped before the exit
+/// was reported, it reports that the thread is gone: no child is ever lost.
 pub(crate) struct ExitGuard {
     pid: Pid,
     system: Arc<Inner>,
-    reporter: Reporter,
-    /// No supervisor keeps it in its list, so nobody else would take it out of the tree.
-    rootless: bool,
-    done: bool,
 }
 
 impl ExitGuard {
     pub(crate) fn new(pid: Pid, system: Arc<Inner>, reporter: Reporter) -> Self {
-        ExitGuard { pid, system, reporter, rootless: false, done: false }
+        pid.set_reporter(reporter);
+        ExitGuard { pid, system }
     }
 
     /// For what no supervisor started: its end is its end in the tree.
-    pub(crate) fn rootless(mut self) -> Self {
-        self.rootless = true;
+    pub(crate) fn rootless(self) -> Self {
+        self.pid.set_rootless(true);
         self
     }
 
     pub(crate) fn started(&mut self) {
+        if self.pid.claimed() {
+            return;
+        }
         self.system.registry.running(&self.pid);
         self.system.event(|| TreeEvent::Started { path: self.pid.path().to_owned(), pid: self.pid.clone() });
-        self.reporter.started();
+        self.pid.report_started();
     }
 
     pub(crate) fn exited(&mut self, exit: Exit) {
-        if std::mem::replace(&mut self.done, true) {
-            return;
+        // Not so when its thread was left behind: then the watchdog has told, or will.
+        if self.pid.claim() {
+            finish(&self.system, &self.pid, exit);
         }
-        self.pid.set_ending();
-        self.pid.close_backlog();
-        if exit.is_abnormal() && exit != Exit::Killed {
-            let dropped = self.pid.dropped();
-            tracing::warn!(path = self.pid.path(), pid = self.pid.id(), %exit, dropped, "actor exited");
-        }
-        self.system.registry.leave(&self.pid, &exit);
-        self.system.event(|| TreeEvent::Exited {
-            path: self.pid.path().to_owned(),
-            pid: self.pid.clone(),
-            exit: exit.clone(),
-        });
-        if self.rootless {
-            self.system.registry.forget(self.pid.path());
-        }
-        self.pid.set_exit(&exit);
-        self.reporter.exited(exit);
     }
+}
+
+/// The end of an incarnation, by whoever has claimed it.
+pub(crate) fn finish(system: &Inner, pid: &Pid, exit: Exit) {
+    pid.set_ending();
+    pid.close_backlog();
+    let (path, id, dropped) = (pid.path(), pid.id(), pid.dropped());
+    match &exit {
+        Exit::ArbiterStuck { .. } => {
+            // There may be many, and one line has said it of all.
+            tracing::debug!(path, pid = id, %exit, dropped, "actor exited");
+        }
+        exit if exit.is_abnormal() && *exit != Exit::Killed => {
+            tracing::warn!(path, pid = id, %exit, dropped, "actor exited");
+        }
+        _ => {}
+    }
+    system.registry.leave(pid, &exit);
+    system.event(|| TreeEvent::Exited { path: path.to_owned(), pid: pid.clone(), exit: exit.clone() });
+    if pid.rootless() {
+        system.registry.forget(path);
+    }
+    pid.set_exit(&exit);
 }
 
 impl Drop for ExitGuard {
@@ -150,7 +154,9 @@ impl<A: Actor, F: Fn() -> A + Send + Sync + 'static> Factory for WorkerFactory<F
         let (pid, system, own) = (pid.clone(), system.clone(), inbox.clone());
         let boot: Boot = Box::new(move |mut exit: ExitGuard| {
             let entered = Entered::new(&pid);
+            let turn = system.turn(&pid, doing::start);
             let made = if system.killed() { Err(Exit::Killed) } else { guarded(|| (self.0)()) };
+            drop(turn);
             drop(entered);
             match made {
                 Ok(actor) => {
@@ -189,21 +195,21 @@ pub(crate) struct Engine<A: Actor> {
     /// `None` only once the state was dropped.
     actor: Option<Box<A>>,
     ctx: Ctx<A>,
-    /// Messages left of this turn.
-    left: u32,
     /// A handler's, caught close to it: unwinding through actix costs more than all the rest of a restart.
     panicked: Option<Box<Exit>>,
 }
 
 impl<A: Actor> Engine<A> {
-    /// Whether no message is to be handled now: the turn is over, the actor ends, or a signal is first.
+    /// Whether no message is to be handled now: the turn is over, the actor ends, a signal is first, or its thread was left behind.
     #[inline]
     pub(crate) fn busy(&self) -> bool {
-        self.left == 0
+        let pid = self.ctx.pid_ref();
+        self.ctx.left == 0
             || self.ctx.waits()
             || self.ctx.stopping()
             || self.panicked.is_some()
-            || self.ctx.pid_ref().requested()
+            || pid.requested()
+            || pid.claimed()
     }
 
     pub(crate) fn pid(&self) -> &Pid {
@@ -216,11 +222,13 @@ impl<A: Actor> Engine<A> {
 
     /// A message has reached the actor.
     #[inline]
-    pub(crate) fn deliver<M: Message>(&mut self, question: &mut Question<M>, deadline: Option<Instant>)
-    where
-        A: Handler<M>,
-    {
-        self.left = self.left.saturating_sub(1);
+    pub(crate) fn deliver<M: MessageTo<A>>(
+        &mut self,
+        question: &mut Question<M>,
+        deadline: Option<Instant>,
+        note: Option<Box<Note>>,
+    ) {
+        self.ctx.left = self.ctx.left.saturating_sub(1);
         let pid = self.ctx.pid_ref();
         pid.release();
         if question.given_up() {
@@ -237,9 +245,13 @@ impl<A: Actor> Engine<A> {
             DEADLINE.set(deadline);
         }
         let ctx = &mut self.ctx;
-        if let Some(panic) = guarded_inside(|| actor.handle(message, ctx).resolve(asker)) {
+        ctx.pid_ref().doing(std::any::type_name::<M>);
+        let looked = Looked::wanted(ctx.pid_ref(), &note)
+            .then(|| Looked::enter(ctx.pid_ref(), note, std::any::type_name::<M>()));
+        if let Some(panic) = guarded_inside(|| message.handled_by(actor, ctx).resolve(asker)) {
             self.panicked = Some(Box::new(panic));
         }
+        drop(looked);
         if deadline.is_some() {
             DEADLINE.set(None);
         }
@@ -292,11 +304,15 @@ impl<A: Actor> ToEnvelope<Host<A>, Parcel<A>> for Engine<A> {
 enum Phase {
     New,
     Running,
-    /// Own subtrees are ending; then `stopping` is run if `in_order`.
-    Ending {
-        exit: Box<Exit>,
-        in_order: bool,
-    },
+    Ending(Box<Ending>),
+}
+
+/// Own subtrees are ending; then `stopping` is run if `in_order`.
+struct Ending {
+    exit: Exit,
+    in_order: bool,
+    /// Those that have not ended.
+    subtrees: Vec<(u64, Pid)>,
 }
 
 /// What runs, until the actor has ended.
@@ -307,13 +323,8 @@ struct Run<A: Actor> {
 
 struct Shell<A: Actor> {
     run: Option<Run<A>>,
-    pid: Pid,
     heartbeat: Arc<Heartbeat>,
     phase: Phase,
-    /// Subtrees that have not ended.
-    subtrees: Vec<(u64, Pid)>,
-    /// A panic in the Drop of the state.
-    dropped: Option<Box<Exit>>,
     exit: ExitGuard,
 }
 
@@ -327,14 +338,18 @@ impl<A: Actor> Shell<A> {
         exit: ExitGuard,
     ) -> Self {
         let heartbeat = system.heartbeat();
-        let ctx = Ctx::new(pid.clone(), system, Ref::from_inbox(inbox));
-        let engine = Engine { actor: Some(Box::new(actor)), ctx, left: TURN_MESSAGES, panicked: None };
+        let ctx = Ctx::new(pid, system, Ref::from_inbox(inbox));
+        let engine = Engine { actor: Some(Box::new(actor)), ctx, panicked: None };
         let run = Some(Run { engine, mailbox: Mailbox::new(receiver) });
-        Shell { run, pid, heartbeat, phase: Phase::New, subtrees: Vec::new(), dropped: None, exit }
+        Shell { run, heartbeat, phase: Phase::New, exit }
     }
 
     /// Runs user code outside of messages; a panic ends the actor.
-    fn with(&mut self, f: impl FnOnce(&mut A, &mut Ctx<A>)) {
+    fn with(&mut self, doing: Name, f: impl FnOnce(&mut A, &mut Ctx<A>)) {
+        if self.exit.pid.claimed() {
+            return;
+        }
+        self.exit.pid.doing(doing);
         let Some(Run { engine, .. }) = &mut self.run else { return };
         let Some(actor) = &mut engine.actor else { return };
         if let Err(panic) = guarded(|| f(actor, &mut engine.ctx)) {
@@ -344,13 +359,13 @@ impl<A: Actor> Shell<A> {
 
     /// Takes signals from outside. Ends the actor when one says so.
     fn signals(&mut self) {
-        let requests = self.pid.take_requests();
+        let requests = self.exit.pid.take_requests();
         if requests == 0 {
             return;
         }
         // Before a kill, which would wait for subtrees that have ended already.
         if requests & SUBTREE != 0 {
-            while let Some((subtree, exit)) = self.pid.next_subtree_exit() {
+            while let Some((subtree, exit)) = self.exit.pid.next_subtree_exit() {
                 self.subtree_exited(subtree, exit);
             }
         }
@@ -361,9 +376,9 @@ impl<A: Actor> Shell<A> {
             return;
         }
         if requests & SIGNAL != 0 {
-            while let Some(signal) = self.pid.next_signal() {
+            while let Some(signal) = self.exit.pid.next_signal() {
                 match signal {
-                    Signal::Down(down) => self.with(|actor, ctx| {
+                    Signal::Down(down) => self.with(doing::signal, |actor, ctx| {
                         if ctx.expects(&down.monitor) {
                             actor.down(down, ctx);
                         }
@@ -378,14 +393,14 @@ impl<A: Actor> Shell<A> {
         if requests & STOP != 0 {
             // What never started has nothing to stop in order.
             let started = matches!(self.phase, Phase::Running);
-            self.end(self.pid.stop_reason(), started);
+            self.end(self.exit.pid.stop_reason(), started);
         }
     }
 
     fn link_exited(&mut self, from: Pid, reason: Exit) {
         let traps = self.run.as_ref().is_some_and(|run| run.engine.ctx.traps_exits());
         if traps {
-            self.with(|actor, ctx| actor.exit_signal(from, reason, ctx));
+            self.with(doing::signal, |actor, ctx| actor.exit_signal(from, reason, ctx));
         } else if reason != Exit::Normal {
             // OTP: an exit signal that is not trapped ends the process at once, without `terminate`.
             self.end(reason, false);
@@ -396,7 +411,9 @@ impl<A: Actor> Shell<A> {
         if let Some(run) = &mut self.run {
             run.engine.ctx.subtree_gone(subtree);
         }
-        self.subtrees.retain(|(id, _)| *id != subtree);
+        if let Phase::Ending(ending) = &mut self.phase {
+            ending.subtrees.retain(|(id, _)| *id != subtree);
+        }
         // One that was stopped by hand is no news; one that gave up takes its owner along.
         if matches!(self.phase, Phase::New | Phase::Running) && exit.is_abnormal() {
             self.end(exit, true);
@@ -405,50 +422,56 @@ impl<A: Actor> Shell<A> {
 
     /// The end begins: no message is taken any more, the subtrees are stopped (or killed), last come first.
     fn end(&mut self, exit: Exit, in_order: bool) {
-        if matches!(&self.phase, Phase::Ending { in_order: false, .. }) {
-            return;
-        }
-        let exit = match std::mem::replace(&mut self.phase, Phase::New) {
-            // A kill, or a panic, during an end in order.
-            Phase::Ending { .. } | Phase::New | Phase::Running => exit,
+        // A kill, or a panic, comes during an end in order; nothing comes after those.
+        let mut subtrees = match std::mem::replace(&mut self.phase, Phase::New) {
+            Phase::Ending(ending) if !ending.in_order => return self.phase = Phase::Ending(ending),
+            Phase::Ending(ending) => ending.subtrees,
+            Phase::New | Phase::Running => Vec::new(),
         };
-        self.pid.set_ending();
-        self.exit.system.registry.stopping(&self.pid);
+        self.exit.pid.set_ending();
+        self.exit.system.registry.stopping(&self.exit.pid);
         if let Some(run) = &mut self.run {
-            self.subtrees.extend(run.engine.ctx.take_subtrees());
+            subtrees.extend(run.engine.ctx.take_subtrees());
         }
-        if !in_order {
-            self.drop_state();
-        }
-        self.phase = Phase::Ending { exit: Box::new(exit), in_order };
-        for (_, pid) in self.subtrees.iter().rev() {
+        let exit = if in_order { exit } else { self.drop_state(exit) };
+        for (_, pid) in subtrees.iter().rev() {
             if in_order {
                 pid.stop(Exit::Shutdown);
             } else {
                 pid.kill();
             }
         }
+        self.phase = Phase::Ending(Box::new(Ending { exit, in_order, subtrees }));
     }
 
-    fn drop_state(&mut self) {
+    /// A panic in a Drop spoils an end in order, and hides no earlier reason.
+    fn drop_state(&mut self, exit: Exit) -> Exit {
         if let Some(Run { mut engine, mailbox }) = self.run.take() {
             engine.ctx.cancel_monitors();
-            let _entered = Entered::new(&self.pid);
+            let _entered = Entered::new(&self.exit.pid);
+            self.exit.pid.doing(doing::stop);
             // One by one: two panics in one unwinding would abort the process.
             drop_guarded(engine.actor.take());
             drop_guarded(engine);
             drop_guarded(mailbox);
-            self.pid.close_backlog();
-            // Kept here: on this thread others have their turn before this one has ended.
-            self.dropped = take_drop_panic().map(Box::new);
+            self.exit.pid.close_backlog();
+            // Taken at once: on this thread others have their turn before this one has ended.
+            if let Some(panic) = take_drop_panic().filter(|_| !exit.is_abnormal()) {
+                return panic;
+            }
         }
+        exit
     }
 
     /// All subtrees have ended.
     fn finish(&mut self) {
-        let Phase::Ending { exit, in_order } = std::mem::replace(&mut self.phase, Phase::New) else { return };
-        let mut exit = *exit;
-        if in_order && let Some(Run { engine, .. }) = &mut self.run {
+        let Phase::Ending(ending) = std::mem::replace(&mut self.phase, Phase::New) else { return };
+        let Ending { mut exit, in_order, .. } = *ending;
+        self.exit.pid.doing(doing::stop);
+        if in_order
+            && !self.exit.pid.claimed()
+            && let Some(Run { engine, .. }) = &mut self.run
+        {
             if let Some(actor) = &mut engine.actor
                 && let Err(panic) = guarded(|| actor.stopping(&exit, &mut engine.ctx))
             {
@@ -459,18 +482,14 @@ impl<A: Actor> Shell<A> {
                 pid.kill();
             }
         }
-        self.drop_state();
-        // A panic in Drop spoils an end in order, and hides no earlier reason.
-        if let Some(panic) = self.dropped.take().filter(|_| !exit.is_abnormal()) {
-            exit = *panic;
-        }
+        let exit = self.drop_state(exit);
         self.exit.exited(exit);
     }
 
     /// One turn of the actor itself: its messages, then what its own futures bring.
     fn turn(&mut self, cx: &mut Context<'_>) {
         let Some(Run { engine, mailbox }) = &mut self.run else { return };
-        engine.left = match &self.exit.system.schedule {
+        engine.ctx.left = match &self.exit.system.schedule {
             None => TURN_MESSAGES,
             Some(schedule) => schedule.messages(TURN_MESSAGES),
         };
@@ -480,6 +499,7 @@ impl<A: Actor> Shell<A> {
             mailbox.poll(&mut Host(PhantomData), engine, cx);
             // What a panic left behind runs no more.
             if let Some(actor) = engine.actor.as_mut().filter(|_| engine.panicked.is_none()) {
+                engine.ctx.pid_ref().doing(doing::task);
                 engine.ctx.pump(actor, cx);
             }
         });
@@ -489,7 +509,7 @@ impl<A: Actor> Shell<A> {
         if let Some(panic) = engine.panicked.take() {
             return self.end(*panic, false);
         }
-        if engine.left == 0 {
+        if engine.ctx.left == 0 {
             cx.waker().wake_by_ref();
         }
         // A Drop of the user's that panicked inside a guarded drop, such as a message's.
@@ -507,24 +527,28 @@ impl<A: Actor> Future for Shell<A> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
+        // Dropping it is all that is left to do.
+        if this.heartbeat.abandoned() {
+            return Poll::Ready(());
+        }
         if let Some(schedule) = &this.exit.system.schedule
-            && schedule.passes(this.pid.id())
+            && schedule.passes(this.exit.pid.id())
         {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let _entered = Entered::new(&this.pid);
-        this.heartbeat.enter(&this.pid);
+        let _entered = Entered::new(&this.exit.pid);
+        let outer = this.heartbeat.enter(&this.exit.pid);
         let done = this.advance(cx);
-        this.heartbeat.leave();
-        done
+        this.heartbeat.leave(outer);
+        if this.heartbeat.abandoned() { Poll::Ready(()) } else { done }
     }
 }
 
 impl<A: Actor> Shell<A> {
     /// Signals, then messages, then the end as far as it goes without waiting.
     fn advance(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.pid.register(cx.waker());
+        self.exit.pid.register(cx.waker());
         if self.exit.system.killed() {
             self.end(Exit::Killed, false);
         }
@@ -532,7 +556,7 @@ impl<A: Actor> Shell<A> {
         if matches!(self.phase, Phase::New) {
             self.phase = Phase::Running;
             let mut failed = None;
-            self.with(|actor, ctx| failed = actor.started(ctx).err());
+            self.with(doing::start, |actor, ctx| failed = actor.started(ctx).err());
             match (failed, &self.phase) {
                 (Some(exit), _) => self.end(exit, false),
                 (None, Phase::Running) => self.exit.started(),
@@ -542,10 +566,10 @@ impl<A: Actor> Shell<A> {
         if matches!(self.phase, Phase::Running) {
             self.turn(cx);
         }
-        if matches!(self.phase, Phase::Ending { .. }) {
+        if matches!(self.phase, Phase::Ending(_)) {
             // Exits of subtrees that came meanwhile.
             self.signals();
-            if self.subtrees.is_empty() {
+            if matches!(&self.phase, Phase::Ending(ending) if ending.subtrees.is_empty()) {
                 self.finish();
                 return Poll::Ready(());
             }
@@ -557,12 +581,17 @@ impl<A: Actor> Shell<A> {
 impl<A: Actor> Drop for Shell<A> {
     fn drop(&mut self) {
         // Its arbiter is gone, or the system was killed. The subtrees live on threads that may still run.
+        let mut subtrees = match std::mem::replace(&mut self.phase, Phase::New) {
+            Phase::Ending(ending) => ending.subtrees,
+            Phase::New | Phase::Running => Vec::new(),
+        };
         if let Some(run) = &mut self.run {
-            self.subtrees.extend(run.engine.ctx.take_subtrees());
+            subtrees.extend(run.engine.ctx.take_subtrees());
         }
-        for (_, pid) in &self.subtrees {
+        for (_, pid) in subtrees {
             pid.kill();
         }
-        self.drop_state();
+        // The guard behind it says why it ended.
+        self.drop_state(Exit::ArbiterGone);
     }
 }

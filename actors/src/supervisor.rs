@@ -3,13 +3,14 @@
 //! Must never decide: what is restarted, when, and in which order is `core::supervisor`'s. Started by [`crate::System`], by
 //! [`crate::Ctx::supervise`], and by another supervisor whose child it is.
 
+use crate::arbiter::{self, Heartbeat};
 use crate::core::child::{Child, Spec};
 use crate::core::supervisor::{Action, Asker, Event, Inc, Key, Supervisor, Timer};
 use crate::error::ChildError;
 use crate::exit::Exit;
 use crate::inspect::{Kind, TreeEvent};
 use crate::panic::{drop_guarded, guarded, take_drop_panic};
-use crate::pid::{Entered, KILL, Pid, STOP};
+use crate::pid::{Entered, KILL, Pid, STOP, doing};
 use crate::registry::AnyInbox;
 use crate::shell::{ExitGuard, Report, Reporter};
 use crate::spec::{ChildSpec, Policy, Start, Strategy, SupervisorSpec};
@@ -201,7 +202,20 @@ impl SupervisorRef {
         if !self.post.put(&self.pid, |waiting| put(waiting, tx)) {
             return Err(ChildError::SupervisorDown);
         }
-        rx.await.map_err(|_| ChildError::SupervisorDown)
+        if !self.pid.watched() {
+            return rx.await.map_err(|_| ChildError::SupervisorDown);
+        }
+        // What a thread that was left behind holds is not dropped.
+        tokio::select! {
+            biased;
+            answer = rx => answer.map_err(|_| ChildError::SupervisorDown),
+            _ = self.pid.exited() => Err(ChildError::SupervisorDown),
+        }
+    }
+
+    /// Nobody will answer any more: its thread was left behind.
+    pub(crate) fn close(&self) {
+        self.post.close();
     }
 }
 
@@ -215,10 +229,16 @@ pub(crate) fn launch(
 ) -> SupervisorRef {
     let post = Post::new();
     let handle = SupervisorRef { pid: pid.clone(), post: post.clone() };
+    pid.set_arbiter(arbiter::current());
     let inbox: AnyInbox = Arc::new(handle.clone());
     if !system.registry.enter(&pid, Some(inbox), Kind::Supervisor, strategy_name(spec.strategy), restart) {
         post.close();
         exit.exited(Exit::Error(format!("`{}` is already running", pid.path())));
+        return handle;
+    }
+    if arbiter::abandoned() {
+        post.close();
+        exit.exited(Exit::ArbiterGone);
         return handle;
     }
     let mut core = Supervisor::new(spec.strategy, spec.auto_shutdown, spec.intensity, pid.id());
@@ -233,8 +253,11 @@ pub(crate) fn launch(
             return handle;
         }
     }
+    let heartbeat = system.heartbeat();
+    let turn = system.turn(&pid, doing::supervision);
     let mut driver = Driver {
         core,
+        heartbeat,
         pid,
         system,
         exit,
@@ -249,6 +272,7 @@ pub(crate) fn launch(
         done: false,
     };
     driver.feed(Event::Boot);
+    drop(turn);
     tokio::task::spawn_local(driver);
     handle
 }
@@ -283,6 +307,7 @@ enum Reply {
 
 struct Driver {
     core: Supervisor<Data>,
+    heartbeat: Arc<Heartbeat>,
     pid: Pid,
     system: Arc<Inner>,
     exit: ExitGuard,
@@ -409,7 +434,8 @@ impl Driver {
         if system.killed() {
             return exit.exited(Exit::Killed);
         }
-        let arbiter = self.system.arbiter(spec.placed()).clone();
+        let arbiter = self.system.arbiter(spec.placed());
+        pid.set_arbiter(arbiter.id());
         match spec.start {
             Start::Actor(factory) => {
                 let type_name = factory.type_name();
@@ -417,14 +443,32 @@ impl Driver {
                 if !system.registry.enter(&pid, Some(inbox), Kind::Worker, type_name, restart) {
                     return exit.exited(Exit::Error(format!("`{}` is already running", pid.path())));
                 }
+                // Looked at after it was entered, where the watchdog finds it: one of the two sees the other.
+                if arbiter::abandoned() {
+                    return exit.exited(Exit::ArbiterGone);
+                }
                 arbiter.run(Box::new(move || boot(exit)));
             }
-            Start::Supervisor(make) => arbiter.run(Box::new(move || match guarded(|| make()) {
-                Ok(spec) => {
-                    launch(spec, pid, system, exit, restart);
+            Start::Supervisor(make) => {
+                // Its handle and its strategy come with its spec.
+                if !system.registry.enter(&pid, None, Kind::Supervisor, "supervisor", restart) {
+                    return exit.exited(Exit::Error(format!("`{}` is already running", pid.path())));
                 }
-                Err(panic) => exit.exited(panic),
-            })),
+                if arbiter::abandoned() {
+                    return exit.exited(Exit::ArbiterGone);
+                }
+                arbiter.run(Box::new(move || {
+                    let turn = system.turn(&pid, doing::start);
+                    let made = guarded(|| make());
+                    drop(turn);
+                    match made {
+                        Ok(spec) => {
+                            launch(spec, pid, system, exit, false);
+                        }
+                        Err(panic) => exit.exited(panic),
+                    }
+                }));
+            }
         }
     }
 
@@ -568,6 +612,10 @@ impl Future for Driver {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
+        // Dropping it is all that is left to do.
+        if this.heartbeat.abandoned() {
+            return Poll::Ready(());
+        }
         if let Some(schedule) = &this.system.schedule
             && schedule.passes(this.pid.id())
         {
@@ -575,6 +623,17 @@ impl Future for Driver {
             return Poll::Pending;
         }
         let _entered = Entered::new(&this.pid);
+        this.pid.doing(doing::supervision);
+        let outer = this.heartbeat.enter(&this.pid);
+        let done = this.advance(cx);
+        this.heartbeat.leave(outer);
+        if this.heartbeat.abandoned() { Poll::Ready(()) } else { done }
+    }
+}
+
+impl Driver {
+    fn advance(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self;
         this.pid.register(cx.waker());
         if this.system.killed() && !this.done && !std::mem::replace(&mut this.killed, true) {
             this.feed(Event::Kill);

@@ -264,6 +264,11 @@ mod tests {
             queue_max: 8,
             messages: 3,
             dropped: 0,
+            last_exits: Vec::new(),
+            queue_oldest_ms: None,
+            by_message: Vec::new(),
+            current: None,
+            stuck: None,
         }
     }
 

@@ -371,6 +371,7 @@ fn describe(event: &TreeEvent) -> String {
         TreeEvent::Exited { pid, exit, .. } => format!("{pid} exited: {exit}"),
         TreeEvent::Restarting { path, in_ms, .. } => format!("{path} restarts in {in_ms} ms"),
         TreeEvent::Stopped { path } => format!("{path} stopped"),
+        TreeEvent::Stuck { path, doing, .. } => format!("{path} is stuck in {doing}"),
     }
 }
 
