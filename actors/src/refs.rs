@@ -230,12 +230,14 @@ impl<A: Actor> Ref<A> {
         }
         let (tx, rx) = oneshot::channel();
         let answerer = self.0.pid.mailbox().keep.then(|| Arc::new(watch::Sender::new(self.0.pid.clone())));
+        // Before it is posted: it may be taken at once.
+        let taken = answerer.as_ref().filter(|_| self.0.pid.watched()).map(|answerer| answerer.subscribe());
         if let Err(refused) = self.0.post(ring, self.0.posted(message, Some(tx), deadline, answerer.clone())) {
             return Err(self.refused(refused).await);
         }
         match answerer {
             None => self.answered(rx).await,
-            Some(answerer) => kept(rx, answerer, self.0.pid.watched()).await,
+            Some(answerer) => kept(rx, answerer, taken).await,
         }
     }
 
@@ -290,11 +292,14 @@ async fn exited(answerer: &Answerer) -> AskError {
     AskError::Exited(pid.exited().await)
 }
 
-/// Waits for the answer to a question that outlives the incarnation which was asked. `watched`: the one that takes it may be left behind
-/// with its thread, and then drops nothing.
-async fn kept<R>(answer: oneshot::Receiver<Answer<R>>, answerer: Answerer, watched: bool) -> Result<R, AskError> {
-    let answer = if watched {
-        let mut taken = answerer.subscribe();
+/// Waits for the answer to a question that outlives the incarnation which was asked. `taken`, where the one that takes it may be left behind
+/// with its thread, and then drops nothing: changes when it does.
+async fn kept<R>(
+    answer: oneshot::Receiver<Answer<R>>,
+    answerer: Answerer,
+    taken: Option<watch::Receiver<Pid>>,
+) -> Result<R, AskError> {
+    let answer = if let Some(mut taken) = taken {
         let exit = async {
             // It cannot hang up: we hold it.
             let _ = taken.changed().await;
