@@ -253,22 +253,27 @@ impl<A: Actor> Ref<A> {
 
     /// Waits for the answer of this incarnation.
     async fn answered<R>(&self, answer: oneshot::Receiver<Answer<R>>) -> Result<R, AskError> {
-        let answer = if self.0.pid.watched() { Box::pin(self.answered_watched(answer)).await } else { answer.await };
-        match told(answer) {
-            Some(told) => told,
-            None => Err(AskError::Exited(self.0.pid.exited().await)),
+        if self.0.pid.watched() {
+            return Box::pin(self.answered_watched(answer)).await;
+        }
+        match answer.await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(why)) => Err(*why),
+            Err(_) => Err(AskError::Exited(self.0.pid.exited().await)),
         }
     }
 
     /// What a thread that was left behind holds is not dropped, and the sender of the answer with it; so the exit counts, too.
-    async fn answered_watched<R>(
-        &self,
-        answer: oneshot::Receiver<Answer<R>>,
-    ) -> Result<Answer<R>, oneshot::error::RecvError> {
-        tokio::select! {
+    async fn answered_watched<R>(&self, answer: oneshot::Receiver<Answer<R>>) -> Result<R, AskError> {
+        let answer = tokio::select! {
             biased;
             answer = answer => answer,
-            exit = self.0.pid.exited() => Ok(Err(Box::new(AskError::Exited(exit)))),
+            exit = self.0.pid.exited() => return Err(AskError::Exited(exit)),
+        };
+        match answer {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(why)) => Err(*why),
+            Err(_) => Err(AskError::Exited(self.0.pid.exited().await)),
         }
     }
 
@@ -279,11 +284,6 @@ impl<A: Actor> Ref<A> {
             None => AskError::Exited(self.0.pid.exited().await),
         }
     }
-}
-
-/// What an asker learns. `None`: there will be no answer, and nobody said why, so the one who had to answer has ended.
-fn told<R>(answer: Result<Answer<R>, oneshot::error::RecvError>) -> Option<Result<R, AskError>> {
-    Some(answer.ok()?.map_err(|why| *why))
 }
 
 /// The exit of whoever had to answer.
@@ -313,9 +313,10 @@ async fn kept<R>(
     } else {
         answer.await
     };
-    match told(answer) {
-        Some(told) => told,
-        None => Err(exited(&answerer).await),
+    match answer {
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(why)) => Err(*why),
+        Err(_) => Err(exited(&answerer).await),
     }
 }
 

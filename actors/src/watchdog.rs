@@ -280,7 +280,7 @@ fn condemn(inner: &Arc<Inner>, watchdog: &Watchdog, overdue: Overdue, arbiter: &
         topmost,
         outside,
         restarts,
-        exit: Exit::ArbiterStuck { path, doing: doing.to_owned() },
+        exit: Exit::ArbiterStuck { path: path.into(), doing: doing.into() },
     })
 }
 

@@ -276,7 +276,7 @@ async fn a_system_of_one_thread_goes_on_when_an_actor_blocks_it() {
     house.replace().await;
     let exit = slow.exit().expect("ended");
     let Exit::ArbiterStuck { path, doing } = &exit else { panic!("{exit:?}") };
-    assert_eq!(path, "s/slow");
+    assert_eq!(&**path, "s/slow");
     assert!(doing.ends_with("::Block"), "{doing}");
     assert_eq!((beside.exit(), supervisor.exited().await), (Some(exit.clone()), exit.clone()));
     assert_eq!(waiting.await.expect("joined"), Err(AskError::Exited(exit.clone())), "an asker learns it");
@@ -471,7 +471,7 @@ async fn a_factory_that_blocks_is_found_and_a_start_that_waits_for_it_fails() {
     house.replace().await;
     let failed = start.await.expect("joined");
     let Err(crate::ChildError::StartFailed(Exit::ArbiterStuck { path, doing })) = failed else { panic!("{failed:?}") };
-    assert_eq!((path.as_str(), doing.as_str()), ("s/blocked", "its start"));
+    assert_eq!((&*path, &*doing), ("s/blocked", "its start"));
     drop(free);
     house.system.shutdown().await;
 }
