@@ -58,9 +58,9 @@ pub enum Exit {
     /// The thread that ran it was left behind, because an actor on it did not give it back. See [`crate::SystemBuilder::watchdog`].
     ArbiterStuck {
         /// Where that actor is in the tree; it may be the one that this is the exit of.
-        path: String,
+        path: Box<str>,
         /// What it did not return from: the type of a message, or what else the actor did.
-        doing: String,
+        doing: Box<str>,
     },
 }
 
@@ -98,3 +98,14 @@ impl fmt::Display for Exit {
 }
 
 impl std::error::Error for Exit {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It is part of each answer to a question.
+    #[test]
+    fn an_exit_is_no_larger_than_the_place_of_a_panic() {
+        assert_eq!(size_of::<Exit>(), size_of::<(String, Option<String>)>());
+    }
+}

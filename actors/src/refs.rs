@@ -200,8 +200,10 @@ impl<A: Actor> Ref<A> {
         let (tx, rx) = oneshot::channel();
         self.0.put(message, Some(tx), None);
         // Not through `answered`: a future within the future is what one would measure.
-        let answer = if self.0.pid.watched() { Box::pin(self.answered_watched(rx)).await } else { rx.await };
-        match told(answer) {
+        if self.0.pid.watched() {
+            return Box::pin(self.answered_watched(rx)).await;
+        }
+        match told(rx.await) {
             Some(told) => told,
             None => Err(ended(self.pid()).await),
         }
@@ -249,13 +251,15 @@ impl<A: Actor> Ref<A> {
             return self.answered(rx).await;
         };
         let answerer = self.0.pid.mailbox().keep.then(|| Arc::new(watch::Sender::new(self.pid())));
+        // Before it is posted: it may be taken at once.
+        let taken = answerer.as_ref().filter(|_| self.0.pid.watched()).map(|answerer| answerer.subscribe());
         let letter = self.0.posted(message, Some(tx), deadline, answerer.clone());
         if self.0.post(ring, letter).is_err() {
             return Err(self.refused(SendError::Closed).await);
         }
         match answerer {
             None => self.answered(rx).await,
-            Some(answerer) => kept(rx, answerer, self.0.pid.watched()).await,
+            Some(answerer) => kept(rx, answerer, taken).await,
         }
     }
 
@@ -271,22 +275,26 @@ impl<A: Actor> Ref<A> {
 
     /// Waits for the answer of this incarnation.
     async fn answered<R>(&self, answer: oneshot::Receiver<Answer<R>>) -> Result<R, AskError> {
-        let answer = if self.0.pid.watched() { Box::pin(self.answered_watched(answer)).await } else { answer.await };
-        match told(answer) {
+        if self.0.pid.watched() {
+            return Box::pin(self.answered_watched(answer)).await;
+        }
+        match told(answer.await) {
             Some(told) => told,
             None => Err(ended(self.pid()).await),
         }
     }
 
     /// What a thread that was left behind holds is not dropped, and the sender of the answer with it; so the exit counts, too.
-    async fn answered_watched<R>(
-        &self,
-        answer: oneshot::Receiver<Answer<R>>,
-    ) -> Result<Answer<R>, oneshot::error::RecvError> {
-        tokio::select! {
+    async fn answered_watched<R>(&self, answer: oneshot::Receiver<Answer<R>>) -> Result<R, AskError> {
+        let answer = tokio::select! {
             biased;
             answer = answer => answer,
-            exit = self.0.pid.exited() => Ok(Err(Box::new(AskError::Exited(exit)))),
+            exit = self.0.pid.exited() => return Err(AskError::Exited(exit)),
+        };
+        match answer {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(why)) => Err(*why),
+            Err(_) => Err(AskError::Exited(self.0.pid.exited().await)),
         }
     }
 
@@ -315,11 +323,14 @@ async fn exited(answerer: &Answerer) -> AskError {
     AskError::Exited(pid.exited().await)
 }
 
-/// Waits for the answer to a question that outlives the incarnation which was asked. `watched`: the one that takes it may be left behind
-/// with its thread, and then drops nothing.
-async fn kept<R>(answer: oneshot::Receiver<Answer<R>>, answerer: Answerer, watched: bool) -> Result<R, AskError> {
-    let answer = if watched {
-        let mut taken = answerer.subscribe();
+/// Waits for the answer to a question that outlives the incarnation which was asked. `taken`, where the one that takes it may be left behind
+/// with its thread, and then drops nothing: changes when it does.
+async fn kept<R>(
+    answer: oneshot::Receiver<Answer<R>>,
+    answerer: Answerer,
+    taken: Option<watch::Receiver<Pid>>,
+) -> Result<R, AskError> {
+    let answer = if let Some(mut taken) = taken {
         let exit = async {
             // It cannot hang up: we hold it.
             let _ = taken.changed().await;
@@ -333,9 +344,10 @@ async fn kept<R>(answer: oneshot::Receiver<Answer<R>>, answerer: Answerer, watch
     } else {
         answer.await
     };
-    match told(answer) {
-        Some(told) => told,
-        None => Err(exited(&answerer).await),
+    match answer {
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(why)) => Err(*why),
+        Err(_) => Err(exited(&answerer).await),
     }
 }
 

@@ -280,7 +280,7 @@ fn condemn(inner: &Arc<Inner>, watchdog: &Watchdog, overdue: Overdue, arbiter: &
         topmost,
         outside,
         restarts,
-        exit: Exit::ArbiterStuck { path, doing: doing.to_owned() },
+        exit: Exit::ArbiterStuck { path: path.into(), doing: doing.into() },
     })
 }
 
@@ -304,7 +304,7 @@ impl Condemned {
             for pid in &self.outside {
                 if above(pid.path()).any(|path| path == next.path()) {
                     pid.exited().await;
-                    self.inner.registry.forget(pid.path());
+                    self.forget(pid);
                 }
             }
             self.report();
@@ -318,8 +318,16 @@ impl Condemned {
         let Some(pid) = self.victims.pop_front() else { return };
         finish(&self.inner, &pid, if self.inner.killed() { Exit::Killed } else { self.exit.clone() });
         if !self.topmost.contains(&pid.id()) {
-            self.inner.registry.forget(pid.path());
+            self.forget(&pid);
         }
+    }
+
+    /// Its supervisor is lost, too: nobody else takes it out of the tree, or hands its messages to the next one.
+    fn forget(&self, pid: &Pid) {
+        if let Some(backlog) = pid.take_backlog() {
+            backlog.abandon(Some(&self.exit));
+        }
+        self.inner.registry.forget(pid.path());
     }
 }
 

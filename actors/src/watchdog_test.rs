@@ -276,7 +276,7 @@ async fn a_system_of_one_thread_goes_on_when_an_actor_blocks_it() {
     house.replace().await;
     let exit = slow.exit().expect("ended");
     let Exit::ArbiterStuck { path, doing } = &exit else { panic!("{exit:?}") };
-    assert_eq!(path, "s/slow");
+    assert_eq!(&**path, "s/slow");
     assert!(doing.ends_with("::Block"), "{doing}");
     assert_eq!((beside.exit(), supervisor.exited().await), (Some(exit.clone()), exit.clone()));
     assert_eq!(waiting.await.expect("joined"), Err(AskError::Exited(exit.clone())), "an asker learns it");
@@ -370,6 +370,59 @@ async fn what_a_lost_supervisor_has_on_other_threads_ends_before_it_is_started_a
 }
 
 #[tokio::test]
+async fn a_kept_mailbox_goes_to_the_next_incarnation_and_ends_with_a_lost_supervisor() {
+    let mut house = House::new(2);
+    let kept = house.child("kept", 1).keep_mailbox();
+    let sub = move || SupervisorSpec::new("sub", Strategy::OneForOne).child(kept.clone());
+    let sub = ChildSpec::supervisor("sub", sub).placement(Placement::Arbiter(1));
+    let spec = top().child(house.child("first", 0)).child(house.child("kept", 1).keep_mailbox()).child(sub);
+    house.system.start(spec).await.expect("started");
+    let asked = ["s/kept", "s/sub/kept"].map(|path| (path, house.live(path)));
+    let free = house.block("s/kept", false);
+    let waiting = asked.each_ref().map(|(_, kept)| {
+        let kept = kept.clone();
+        tokio::spawn(async move { kept.ask(Where).await })
+    });
+    let queued = |system: &System| system.tree().iter().map(|row| row.queue_len).sum::<usize>();
+    until(|| queued(&house.system) == 2).await;
+    house.replace().await;
+    let [next, lost] = waiting;
+    let there = house.worker("s/first").ask(Where).await.expect("answered");
+    let answered = tokio::time::timeout(LONG, next).await.expect("answered").expect("joined");
+    assert_ne!(answered.expect("by the next incarnation"), there);
+    let lost = tokio::time::timeout(LONG, lost).await.expect("told").expect("joined");
+    assert!(matches!(lost, Err(AskError::Exited(Exit::ArbiterStuck { .. }))), "{lost:?}");
+    drop(free);
+    house.system.shutdown().await;
+    until(|| house.counts()[2] == house.counts()[0]).await;
+}
+
+#[tokio::test]
+async fn an_asker_of_a_kept_mailbox_learns_the_exit_of_the_one_that_took_its_question() {
+    let mut house = House::new(2);
+    let spec = top().child(house.child("first", 0)).child(house.child("kept", 1).keep_mailbox());
+    house.system.start(spec).await.expect("started");
+    let kept = house.live("s/kept");
+    let (entered, inside) = blocking::channel();
+    let (free, until_free) = blocking::channel();
+    house.blocked.push(kept.pid());
+    let asked = tokio::spawn({
+        let kept = kept.clone();
+        async move { kept.ask(Block { entered, until: until_free, then_panic: false }).await }
+    });
+    tokio::task::spawn_blocking(move || inside.recv()).await.expect("joined").expect("in its handler");
+    house.replace().await;
+    let lost = tokio::time::timeout(LONG, asked).await.expect("told").expect("joined");
+    assert!(matches!(lost, Err(AskError::Exited(Exit::ArbiterStuck { .. }))), "{lost:?}");
+    // What the old incarnation does at last does not close the mailbox of the new one.
+    house.again("s/kept", &kept.pid()).await;
+    drop(free);
+    until(|| house.counts()[2] == 1).await;
+    house.worker("s/kept").ask(Where).await.expect("answered");
+    house.system.shutdown().await;
+}
+
+#[tokio::test]
 async fn two_threads_that_are_stuck_at_once_and_lie_below_each_other_are_both_replaced() {
     let mut house = House::new(3);
     let (a, b) = (house.child("a", 1), house.child("b", 0));
@@ -418,7 +471,7 @@ async fn a_factory_that_blocks_is_found_and_a_start_that_waits_for_it_fails() {
     house.replace().await;
     let failed = start.await.expect("joined");
     let Err(crate::ChildError::StartFailed(Exit::ArbiterStuck { path, doing })) = failed else { panic!("{failed:?}") };
-    assert_eq!((path.as_str(), doing.as_str()), ("s/blocked", "its start"));
+    assert_eq!((&*path, &*doing), ("s/blocked", "its start"));
     drop(free);
     house.system.shutdown().await;
 }
