@@ -67,6 +67,7 @@ answer({reply, {error, {already_started, _}}}) -> already_started;
 answer({reply, {error, {bad_combination, _}}}) -> bad_combination;
 answer({reply, {error, E}}) when is_atom(E) -> E;
 answer({reply, {error, {no_start, _}}}) -> no_start;
+answer({reply, {error, {shutdown, _}}}) -> no_start;
 answer({reply, {error, {{shutdown, _}, _}}}) -> no_start;
 answer({error, _}) -> down.
 
