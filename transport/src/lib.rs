@@ -24,6 +24,7 @@ mod error;
 mod event;
 mod fault;
 mod fault_socket;
+mod flow;
 mod frame;
 mod hello;
 mod inbox;

@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -23,6 +23,7 @@ use crate::{
     config::Limits,
     endpoint::Node,
     event::{LossReason, Peer},
+    flow::{FLOW_PATH, Signal, Taken, Window},
     frame::{
         Ask, Decoder, Frame, FrameError, HEADER_BYTES, Header, Kind, MonitorPath, Open, Reply, Tell, encode, status,
     },
@@ -84,6 +85,9 @@ pub(crate) struct Link {
     /// One permit from each lane's writer when all that it was given has been acknowledged.
     pub(crate) written: Semaphore,
     ask_budget: Arc<Semaphore>,
+    /// What an inbox here holds of one path, and what of it is due to the peer.
+    window: Window,
+    taken: Mutex<Taken>,
     monitors: Mutex<Monitors>,
     monitors_max: usize,
     next_monitor: AtomicU64,
@@ -104,6 +108,7 @@ impl std::fmt::Debug for Link {
 
 impl Link {
     pub(crate) fn new(peer: Peer, origin: Origin, conn: Connection, limits: &Limits) -> Self {
+        let window = Window::new(limits.inbox_messages, limits.inbox_bytes);
         let budget_units = (limits.ask_bytes / BUDGET_UNIT_BYTES).clamp(1, Semaphore::MAX_PERMITS);
         Self {
             peer,
@@ -115,6 +120,8 @@ impl Link {
             streams: Arc::new(Semaphore::new(limits.streams_open as usize)),
             written: Semaphore::new(0),
             ask_budget: Arc::new(Semaphore::new(budget_units)),
+            window,
+            taken: Mutex::new(Taken::new(window)),
             monitors: Mutex::new(Some(HashMap::new())),
             monitors_max: limits.monitors,
             next_monitor: AtomicU64::new(0),
@@ -171,6 +178,25 @@ impl Link {
             encode(Kind::Down, &(id, Exit::Error("exit reason too long to send".into())), self.frame_bytes)
         });
         if let Ok(frame) = frame {
+            let _ = self.control.push_unbounded(&frame);
+        }
+    }
+
+    /// A tell of the peer has left its inbox, or was dropped.
+    fn take_off(&self, path: &str, body_bytes: usize) {
+        let due = self.taken.lock().take(path, body_bytes);
+        if let Some((messages, bytes)) = due {
+            self.signal(&Signal::Credit { path: path.into(), messages, bytes });
+        }
+    }
+
+    fn signal(&self, signal: &Signal) {
+        let Ok(body) = rmp_serde::to_vec(signal) else {
+            return;
+        };
+        let tell = Tell { path: FLOW_PATH, name: "flow/Signal", version: 1, body: &body };
+        if let Ok(frame) = encode(Kind::Tell, &tell, self.frame_bytes) {
+            // Fewer than the tells that they answer. A closed outbox means that the link is lost.
             let _ = self.control.push_unbounded(&frame);
         }
     }
@@ -257,6 +283,7 @@ pub(crate) async fn run(
     control_recv: quinn::RecvStream,
 ) {
     let context = Context { node, slot, link };
+    context.link.signal(&Signal::Window(context.link.window));
     let mut readers = JoinSet::new();
     let mut others = JoinSet::new();
     let c = &context;
@@ -358,11 +385,25 @@ async fn take_frame(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameE
 
 async fn take_tell(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameError> {
     let tell: Tell<'_> = frame.read()?;
+    if lane == Lane::Control && tell.path == FLOW_PATH {
+        // Of a kind that this version does not know, it is no error.
+        if let Ok(signal) = rmp_serde::from_slice(tell.body) {
+            c.link.tells.hear(signal);
+        }
+        return Ok(());
+    }
     Counters::add(&c.slot.counters.received);
     let body = frame.payload.slice_ref(tell.body);
-    let job = match tell_job(&c.node, &c.link.peer, &tell, body.clone()) {
+    let counted = (lane == Lane::Tells).then(|| Arc::downgrade(&c.link));
+    let dropped = || {
+        if lane == Lane::Tells {
+            c.link.take_off(tell.path, body.len());
+        }
+    };
+    let job = match tell_job(&c.node, &c.link.peer, &tell, body.clone(), counted) {
         Ok(job) => job,
         Err(_) => {
+            dropped();
             Counters::add(&c.slot.counters.dropped);
             tracing::debug!(node = %c.link.peer.node, path = tell.path, "dropped a tell: {} is not served there", tell.name);
             return Ok(());
@@ -370,8 +411,12 @@ async fn take_tell(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameEr
     };
     match c.slot.inboxes.deliver(lane, tell.path, &body, job).await {
         Delivery::Queued => {}
-        Delivery::Dropped => Counters::add(&c.slot.counters.dropped),
+        Delivery::Dropped => {
+            dropped();
+            Counters::add(&c.slot.counters.dropped);
+        }
         Delivery::OverrunBegins => {
+            dropped();
             Counters::add(&c.slot.counters.dropped);
             tracing::warn!(node = %c.link.peer.node, path = tell.path, "inbox of {} is full: dropping tells from {} until there is room", tell.path, c.link.peer.node);
         }
@@ -379,12 +424,21 @@ async fn take_tell(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameEr
     Ok(())
 }
 
-/// The handling of one tell, as a job for an inbox.
-pub(crate) fn tell_job(node: &Arc<Node>, peer: &Peer, tell: &Tell<'_>, body: Bytes) -> Result<Job, Failure> {
+/// The handling of one tell, as a job for an inbox. `counted`: the link that hears when it leaves the inbox.
+pub(crate) fn tell_job(
+    node: &Arc<Node>,
+    peer: &Peer,
+    tell: &Tell<'_>,
+    body: Bytes,
+    counted: Option<Weak<Link>>,
+) -> Result<Job, Failure> {
     let handler = node.registry.message(tell.path, tell.name, tell.version)?;
     let (node, peer) = (node.clone(), peer.clone());
     let (path, name): (Box<str>, Box<str>) = (tell.path.into(), tell.name.into());
     Ok(Box::new(move || {
+        if let Some(link) = counted.and_then(|link| link.upgrade()) {
+            link.take_off(&path, body.len());
+        }
         Box::pin(async move {
             if node.is_dead() {
                 return;

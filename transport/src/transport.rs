@@ -399,7 +399,7 @@ impl Transport {
         let frame = encode(Kind::Tell, &tell, self.node.limits.frame_bytes)?;
         let full = || SendError::Full { node: node.into() };
         if self.is_own(node) {
-            let job = tell_job(&self.node, &self.node.own_peer(), &tell, body.clone().into());
+            let job = tell_job(&self.node, &self.node.own_peer(), &tell, body.clone().into(), None);
             // Not served is a message lost, as on a peer.
             let Ok(job) = job else {
                 return Ok(());
@@ -410,11 +410,11 @@ impl Transport {
         let no_connection = || SendError::NoConnection { node: node.into() };
         let slot = self.node.peer(node).ok_or_else(no_connection)?;
         let link = slot.link().ok_or_else(no_connection)?;
-        let outbox = match lane {
-            Lane::Control => &link.control,
-            Lane::Tells => &link.tells,
+        let pushed = match lane {
+            Lane::Control => link.control.push(&frame),
+            Lane::Tells => link.tells.push_to(path, body.len(), &frame),
         };
-        outbox.push(&frame).map_err(|error| match error {
+        pushed.map_err(|error| match error {
             PushError::Closed => no_connection(),
             PushError::Full => full(),
         })?;
