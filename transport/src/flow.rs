@@ -269,11 +269,11 @@ mod tests {
                 }
             };
             let mut takes = takes.iter().cycle();
-            for n in 0..sizes.len() {
-                if flows.admit("p", sizes[n]) {
+            for (n, size) in sizes.iter().copied().enumerate() {
+                if flows.admit("p", size) {
                     inbox.push_back(n);
                 } else {
-                    flows.hold("p", &[n as u8], sizes[n]);
+                    flows.hold("p", &[n as u8], size);
                 }
                 prop_assert!(inbox.len() <= messages as usize);
                 if *takes.next().expect("endless") {
