@@ -120,7 +120,7 @@ async fn run() {
         let (mut tells, mut grams) = (drain(&mut controls), drain(&mut datagrams));
         let lost = sent - grams.len();
         assert_eq!((tells.len(), asks.len()), (sent, sent), "no control tell and no ask is lost");
-        let figures = [&mut tells, &mut asks, &mut grams].map(Figures::of);
+        let figures = [&mut tells, &mut asks, &mut grams].map(|nanos| Figures::of(nanos));
         println!(
             "{name:<26}{:>9.0}  {:>26}  {:>26}  {:>26}  {lost:>4}/{sent}",
             per_second / 1e6,
@@ -158,7 +158,7 @@ async fn run() {
 struct Figures(f64, f64, f64);
 
 impl Figures {
-    fn of(nanos: &mut Vec<u64>) -> Self {
+    fn of(nanos: &mut [u64]) -> Self {
         nanos.sort_unstable();
         let at = |share: f64| nanos[((nanos.len() - 1) as f64 * share) as usize] as f64 / 1e6;
         Self(at(0.5), at(0.99), at(1.0))
