@@ -25,6 +25,7 @@ mod error;
 mod event;
 mod fault;
 mod fault_socket;
+mod flow;
 mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]

@@ -23,6 +23,7 @@ use crate::{
     config::Limits,
     endpoint::{Node, presented},
     event::{LossReason, Peer},
+    flow::{FLOW_PATH, Signal, Taken, Window},
     frame::{
         Ask, Decoder, Frame, FrameError, HEADER_BYTES, Header, Kind, MonitorPath, Open, Reply, Tell, encode, status,
     },
@@ -90,6 +91,9 @@ pub(crate) struct Link {
     reply_budget: Arc<Semaphore>,
     /// Bytes of replies of the peer.
     answer_budget: Arc<Semaphore>,
+    /// What an inbox here holds of one path, and what of it is due to the peer.
+    window: Window,
+    taken: Mutex<Taken>,
     monitors: Mutex<Monitors>,
     monitors_max: usize,
     next_monitor: AtomicU64,
@@ -113,6 +117,7 @@ impl std::fmt::Debug for Link {
 impl Link {
     pub(crate) fn new(peer: Peer, origin: Origin, conn: Connection, limits: &Limits, now_secs: u64) -> Self {
         let standing = Standing::new(presented(&conn), now_secs);
+        let window = Window::new(limits.inbox_messages, limits.inbox_bytes);
         let budget = |bytes: usize| Arc::new(Semaphore::new((bytes / BUDGET_UNIT_BYTES).clamp(1, MAX_UNITS)));
         Self {
             peer,
@@ -126,6 +131,8 @@ impl Link {
             ask_budget: budget(limits.ask_bytes),
             reply_budget: budget(limits.reply_bytes),
             answer_budget: budget(limits.reply_bytes),
+            window,
+            taken: Mutex::new(Taken::new(window)),
             monitors: Mutex::new(Some(HashMap::new())),
             monitors_max: limits.monitors,
             next_monitor: AtomicU64::new(0),
@@ -188,6 +195,25 @@ impl Link {
             // A Down that is not told would be a promise broken; the end of the connection is one that is kept.
             let text = "reads nothing of what it watches";
             self.close(CloseCode::Protocol, LossReason::Protocol(text.into()), text);
+        }
+    }
+
+    /// A tell of the peer has left its inbox, or was dropped.
+    fn take_off(&self, path: &str, body_bytes: usize) {
+        let due = self.taken.lock().take(path, body_bytes);
+        if let Some((messages, bytes)) = due {
+            self.signal(&Signal::Credit { path: path.into(), messages, bytes });
+        }
+    }
+
+    fn signal(&self, signal: &Signal) {
+        let Ok(body) = rmp_serde::to_vec(signal) else {
+            return;
+        };
+        let tell = Tell { path: FLOW_PATH, name: "flow/Signal", version: 1, body: &body };
+        if let Ok(frame) = encode(Kind::Tell, &tell, self.frame_bytes) {
+            // Fewer than the tells that they answer. A closed outbox means that the link is lost.
+            let _ = self.control.push_unbounded(&frame);
         }
     }
 
@@ -273,6 +299,7 @@ pub(crate) async fn run(
     control_recv: quinn::RecvStream,
 ) {
     let context = Context { node, slot, link };
+    context.link.signal(&Signal::Window(context.link.window));
     let mut readers = JoinSet::new();
     let mut others = JoinSet::new();
     let c = &context;
@@ -376,11 +403,25 @@ async fn take_frame(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameE
 
 async fn take_tell(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameError> {
     let tell: Tell<'_> = frame.read()?;
+    if lane == Lane::Control && tell.path == FLOW_PATH {
+        // Of a kind that this version does not know, it is no error.
+        if let Ok(signal) = rmp_serde::from_slice(tell.body) {
+            c.link.tells.hear(signal);
+        }
+        return Ok(());
+    }
     Counters::add(&c.slot.counters.received);
     let body = frame.payload.slice_ref(tell.body);
-    let job = match tell_job(&c.node, &c.link.peer, Some(&c.link), &tell, body.clone()) {
+    let counted = lane == Lane::Tells;
+    let dropped = || {
+        if counted {
+            c.link.take_off(tell.path, body.len());
+        }
+    };
+    let job = match tell_job(&c.node, &c.link.peer, Some((&c.link, counted)), &tell, body.clone()) {
         Ok(job) => job,
         Err(_) => {
+            dropped();
             Counters::add(&c.slot.counters.dropped);
             tracing::debug!(node = %c.link.peer.node, path = tell.path, "dropped a tell: {} is not served there", tell.name);
             return Ok(());
@@ -388,8 +429,12 @@ async fn take_tell(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameEr
     };
     match c.slot.inboxes.deliver(lane, tell.path, &body, job).await {
         Delivery::Queued => {}
-        Delivery::Dropped => Counters::add(&c.slot.counters.dropped),
+        Delivery::Dropped => {
+            dropped();
+            Counters::add(&c.slot.counters.dropped);
+        }
         Delivery::OverrunBegins => {
+            dropped();
             Counters::add(&c.slot.counters.dropped);
             tracing::warn!(node = %c.link.peer.node, path = tell.path, "inbox of {} is full: dropping tells from {} until there is room", tell.path, c.link.peer.node);
         }
@@ -397,18 +442,22 @@ async fn take_tell(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameEr
     Ok(())
 }
 
-/// The handling of one tell, as a job for an inbox.
+/// The handling of one tell, as a job for an inbox. `link`: where it came from, and whether that hears when it leaves the inbox.
 pub(crate) fn tell_job(
     node: &Arc<Node>,
     peer: &Peer,
-    link: Option<&Arc<Link>>,
+    link: Option<(&Arc<Link>, bool)>,
     tell: &Tell<'_>,
     body: Bytes,
 ) -> Result<Job, Failure> {
     let handler = node.registry.message(tell.path, tell.name, tell.version)?;
-    let (node, peer, link) = (node.clone(), peer.clone(), link.cloned());
+    let (node, peer) = (node.clone(), peer.clone());
+    let (counted, link) = (link.is_some_and(|(_, counted)| counted), link.map(|(link, _)| link.clone()));
     let (path, name): (Box<str>, Box<str>) = (tell.path.into(), tell.name.into());
     Ok(Box::new(move || {
+        if let Some(link) = link.as_ref().filter(|_| counted) {
+            link.take_off(&path, body.len());
+        }
         Box::pin(async move {
             if node.is_dead() || link.is_some_and(|link| link.is_cast_out()) {
                 return;

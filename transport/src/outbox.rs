@@ -8,6 +8,7 @@ use tokio::sync::Notify;
 /// Frames whose number is bounded elsewhere are refused at this many times the bound of bytes: whoever watches a hundred
 /// thousand paths may hear of all of them, but whoever reads nothing of it is not a peer.
 pub(crate) const URGENT_FACTOR: usize = 4;
+use crate::flow::{Flows, Signal};
 
 #[derive(Debug)]
 pub(crate) struct Outbox {
@@ -24,6 +25,8 @@ struct State {
     /// Taken by the writer and not yet written; still counts.
     writing_messages: usize,
     writing_bytes: usize,
+    /// What waits for its path's credit. Bounded like the buffer, and apart from it, so that it takes no room there.
+    flows: Flows,
     closed: bool,
 }
 
@@ -43,6 +46,39 @@ impl Outbox {
         self.append(frame, true)
     }
 
+    /// As `push`, of a message to `path`, which waits here while the path has no credit.
+    pub(crate) fn push_to(&self, path: &str, body_bytes: usize, frame: &[u8]) -> Result<(), PushError> {
+        {
+            let mut state = self.state.lock();
+            if !state.closed && !state.flows.admit(path, body_bytes) {
+                let (messages, bytes) = state.flows.held();
+                if messages >= self.messages_max || (messages > 0 && bytes + frame.len() > self.bytes_max) {
+                    return Err(PushError::Full);
+                }
+                state.flows.hold(path, frame, body_bytes);
+                return Ok(());
+            }
+            if let Err(error) = self.put(&mut state, frame, true) {
+                state.flows.give_back(path, body_bytes);
+                return Err(error);
+            }
+        }
+        self.filled.notify_one();
+        Ok(())
+    }
+
+    /// Takes in what the receiver says about its inboxes.
+    pub(crate) fn hear(&self, signal: Signal) {
+        {
+            let mut state = self.state.lock();
+            for held in state.flows.hear(signal) {
+                state.buffer.extend_from_slice(&held.frame);
+                state.messages += 1;
+            }
+        }
+        self.filled.notify_one();
+    }
+
     /// Appends a frame whose number is bounded elsewhere (monitors and their Downs); refused at `URGENT_FACTOR` times the
     /// bound of bytes.
     pub(crate) fn push_unbounded(&self, frame: &[u8]) -> Result<(), PushError> {
@@ -52,20 +88,25 @@ impl Outbox {
     fn append(&self, frame: &[u8], bounded: bool) -> Result<(), PushError> {
         {
             let mut state = self.state.lock();
-            if state.closed {
-                return Err(PushError::Closed);
-            }
-            let messages = state.messages + state.writing_messages;
-            let bytes = state.buffer.len() + state.writing_bytes;
-            let over = messages >= self.messages_max || bytes + frame.len() > self.bytes_max;
-            let over_all = bytes.saturating_add(frame.len()) > self.bytes_max.saturating_mul(URGENT_FACTOR);
-            if (bounded && over || over_all) && messages > 0 {
-                return Err(PushError::Full);
-            }
-            state.buffer.extend_from_slice(frame);
-            state.messages += 1;
+            self.put(&mut state, frame, bounded)?;
         }
         self.filled.notify_one();
+        Ok(())
+    }
+
+    fn put(&self, state: &mut State, frame: &[u8], bounded: bool) -> Result<(), PushError> {
+        if state.closed {
+            return Err(PushError::Closed);
+        }
+        let messages = state.messages + state.writing_messages;
+        let bytes = state.buffer.len() + state.writing_bytes;
+        let over = messages >= self.messages_max || bytes + frame.len() > self.bytes_max;
+        let over_all = bytes.saturating_add(frame.len()) > self.bytes_max.saturating_mul(URGENT_FACTOR);
+        if (bounded && over || over_all) && messages > 0 {
+            return Err(PushError::Full);
+        }
+        state.buffer.extend_from_slice(frame);
+        state.messages += 1;
         Ok(())
     }
 
@@ -82,7 +123,7 @@ impl Outbox {
                     state.writing_bytes = state.buffer.len();
                     return Some(std::mem::take(&mut state.buffer).into());
                 }
-                if state.closed {
+                if state.closed && state.flows.held().0 == 0 {
                     return None;
                 }
             }

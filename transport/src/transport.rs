@@ -45,6 +45,13 @@ const EVENTS_MAX: usize = 4_096;
 /// one, too late for a cluster's failover.
 const INITIAL_RTT: Duration = Duration::from_millis(50);
 
+/// After so many turns of tasks the transport's thread looks for tasks that other threads have woken. tokio's own 31 turns
+/// would let a tell wait for as many batches of a bulk stream's packets, several milliseconds.
+const REMOTE_WAKES_EVERY: u32 = 2;
+
+/// After so many turns it looks for packets and timers, if it was not idle before; tokio's own number is 61.
+const EVENTS_EVERY: u32 = 8;
+
 /// `close` and `abort` give the links so long to report their loss.
 const WIND_DOWN: Duration = Duration::from_secs(1);
 
@@ -399,11 +406,11 @@ impl Transport {
         let no_connection = || SendError::NoConnection { node: node.into() };
         let slot = self.node.peer(node).ok_or_else(no_connection)?;
         let link = slot.link().ok_or_else(no_connection)?;
-        let outbox = match lane {
-            Lane::Control => &link.control,
-            Lane::Tells => &link.tells,
+        let pushed = match lane {
+            Lane::Control => link.control.push(&frame),
+            Lane::Tells => link.tells.push_to(path, body.len(), &frame),
         };
-        outbox.push(&frame).map_err(|error| match error {
+        pushed.map_err(|error| match error {
             PushError::Closed => no_connection(),
             PushError::Full => full(),
         })?;
@@ -560,7 +567,11 @@ struct OwnRuntime(Option<Runtime>);
 
 impl OwnRuntime {
     fn new() -> io::Result<(Handle, Self)> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .global_queue_interval(REMOTE_WAKES_EVERY)
+            .event_interval(EVENTS_EVERY)
+            .build()?;
         Ok((runtime.handle().clone(), Self(Some(runtime))))
     }
 

@@ -241,7 +241,7 @@ fn ups_and_downs_alternate_and_monitors_fire_before_the_down(records: &Records, 
         let connection = watch.connection.unwrap_or(usize::MAX);
         let down = downs(records, &watch.from, &watch.to).nth(connection - 1);
         if let Some((down, _)) = down
-            && !watch.fired.first().is_some_and(|(fired, _)| *fired <= down)
+            && watch.fired.first().is_none_or(|(fired, _)| *fired > down)
         {
             broken.push(format!("monitor {id} had not fired when its connection was down at {down:?}: {watch:?}"));
         }
