@@ -38,6 +38,7 @@
 #![warn(missing_docs)]
 
 mod actor;
+mod any;
 mod arbiter;
 mod core;
 mod ctx;
@@ -50,19 +51,22 @@ mod refs;
 mod registry;
 mod shell;
 mod spec;
+mod stand_in;
 mod supervisor;
 mod system;
 
 pub use actor::{Actor, Down, Handler, Later, Message, Replier, Reply};
+pub use any::{ActorType, AnyRef};
 pub use ctx::{Ctx, TaskRef, TimerRef};
 pub use error::{AskError, BuildError, ChildError, SendError, StartError};
 pub use exit::Exit;
 pub use inspect::{ActorInfo, ArbiterInfo, Kind, State, TREE_EVENTS, TreeEvent};
-pub use pid::{MonitorRef, Pid};
+pub use pid::{ExitWatch, MonitorRef, Pid};
 pub use refs::{Named, Ref};
 pub use spec::{
     Backoff, ChildSpec, MAILBOX_MESSAGES, Placement, RESTART_INTENSITY, RESTART_PERIOD_MS, Restart, Shutdown, Strategy,
     SupervisorSpec, WORKER_SHUTDOWN_MS,
 };
+pub use stand_in::{Proxy, StandIn};
 pub use supervisor::{ChildCount, ChildInfo, SupervisorRef};
 pub use system::{System, SystemBuilder};

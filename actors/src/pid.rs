@@ -5,21 +5,32 @@
 use crate::actor::Down;
 use crate::error::SendError;
 use crate::exit::Exit;
+use crate::stand_in::Proxy;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
+use std::sync::{Arc, Weak};
 use std::task::Waker;
 use tokio::sync::{Notify, oneshot};
 
 /// One incarnation of an actor or a supervisor. A restarted actor has another pid, and the same path.
 #[derive(Clone)]
 pub struct Pid(Arc<Cell>);
+
+/// A pid that does not keep what it names.
+#[derive(Clone)]
+pub(crate) struct WeakPid(Weak<Cell>);
+
+impl WeakPid {
+    pub(crate) fn upgrade(&self) -> Option<Pid> {
+        self.0.upgrade().map(Pid)
+    }
+}
 
 /// One monitor. Compares equal only to itself.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -76,11 +87,16 @@ struct Ties {
     signals: VecDeque<Signal>,
     /// At most one for each subtree that the actor supervises.
     subtree_exits: VecDeque<(u64, Exit)>,
+    /// Of a stand-in for a process elsewhere, until it exits.
+    proxy: Option<Arc<dyn Proxy>>,
+    /// It is a stand-in.
+    elsewhere: bool,
 }
 
 enum Watcher {
     Monitor(Pid),
     Once(oneshot::Sender<Exit>),
+    Call(Box<dyn FnOnce(&Exit) + Send>),
 }
 
 /// What reaches an actor outside its mailbox.
@@ -148,13 +164,48 @@ impl Pid {
 
     /// Asks it to stop with this reason. It jumps the mailbox; the first reason counts.
     pub fn stop(&self, reason: Exit) {
+        if let Some(proxy) = self.proxy() {
+            return proxy.stop(reason);
+        }
         self.0.control.lock().ties().stop.get_or_insert(reason);
         self.raise(STOP);
     }
 
     /// Ends it without asking; its `stopping` is not run. A handler that runs just now returns first.
     pub fn kill(&self) {
+        if let Some(proxy) = self.proxy() {
+            return proxy.kill();
+        }
         self.raise(KILL);
+    }
+
+    /// Calls `f` when it has ended, on the thread on which it ends: `f` must not block, and must not panic. Dropping what this returns takes it
+    /// back. `None`, and `f` is not called, when it has ended already.
+    pub fn on_exit(&self, f: impl FnOnce(&Exit) + Send + 'static) -> Option<ExitWatch> {
+        let mut control = self.0.control.lock();
+        if control.exit.is_some() {
+            return None;
+        }
+        let watch = control.watch(Watcher::Call(Box::new(f)));
+        drop(control);
+        Some(ExitWatch { pid: self.clone(), watch })
+    }
+
+    // ---- for stand-ins ----------------------------------------------------------------------------------------------------
+
+    pub(crate) fn downgrade(&self) -> WeakPid {
+        WeakPid(Arc::downgrade(&self.0))
+    }
+
+    pub(crate) fn set_proxy(&self, proxy: Arc<dyn Proxy>) {
+        let mut control = self.0.control.lock();
+        let ties = control.ties();
+        ties.proxy = Some(proxy);
+        ties.elsewhere = true;
+    }
+
+    fn proxy(&self) -> Option<Arc<dyn Proxy>> {
+        self.0.control.lock().ties.as_ref()?.proxy.clone()
     }
 
     // ---- for the shell and the driver -------------------------------------------------------------------------------------
@@ -208,7 +259,7 @@ impl Pid {
 
     /// Ends it: watchers and links learn the reason, once.
     pub(crate) fn set_exit(&self, exit: &Exit) {
-        let (watchers, links) = {
+        let (watchers, links, _proxy) = {
             let mut control = self.0.control.lock();
             if control.exit.is_some() {
                 return;
@@ -218,7 +269,7 @@ impl Pid {
             match &mut control.ties {
                 Some(ties) => {
                     ties.signals = VecDeque::new();
-                    (std::mem::take(&mut ties.watchers), std::mem::take(&mut ties.links))
+                    (std::mem::take(&mut ties.watchers), std::mem::take(&mut ties.links), ties.proxy.take())
                 }
                 None => Default::default(),
             }
@@ -233,6 +284,7 @@ impl Pid {
                 Watcher::Once(tx) => {
                     let _ = tx.send(exit.clone());
                 }
+                Watcher::Call(f) => f(exit),
             }
         }
         for link in links {
@@ -247,7 +299,17 @@ impl Pid {
             if control.exit.is_some() {
                 return;
             }
-            control.ties().signals.push_back(signal);
+            let ties = control.ties();
+            match ties.proxy.clone() {
+                None => ties.signals.push_back(signal),
+                Some(proxy) => {
+                    drop(control);
+                    if let Signal::Exit { from, reason } = signal {
+                        proxy.exited(&from, &reason);
+                    }
+                    return;
+                }
+            }
         }
         self.raise(SIGNAL);
     }
@@ -261,9 +323,10 @@ impl Pid {
         }
         let watch = control.next_watch;
         control.next_watch += 1;
+        let reason = control.gone();
         drop(control);
         let monitor = MonitorRef { target: self.clone(), watch };
-        by.signal(Signal::Down(Down { monitor: monitor.clone(), pid: self.clone(), reason: Exit::NoProc }));
+        by.signal(Signal::Down(Down { monitor: monitor.clone(), pid: self.clone(), reason }));
         monitor
     }
 
@@ -272,33 +335,63 @@ impl Pid {
         if self == other {
             return;
         }
-        {
+        let proxy = {
             let mut control = other.0.control.lock();
             if control.exit.is_some() {
+                let reason = control.gone();
                 drop(control);
-                return self.signal(Signal::Exit { from: other.clone(), reason: Exit::NoProc });
+                return self.signal(Signal::Exit { from: other.clone(), reason });
             }
-            let links = &mut control.ties().links;
-            if !links.contains(self) {
-                links.push(self.clone());
+            if !control.add_link(self) {
+                return;
             }
+            control.ties().proxy.clone()
+        };
+        self.0.control.lock().add_link(other);
+        if let Some(proxy) = proxy {
+            proxy.linked(self);
+        }
+    }
+
+    /// The process elsewhere for which this stands in has linked itself to `local`. False if that has ended.
+    pub(crate) fn linked_from_elsewhere(&self, local: &Pid) -> bool {
+        {
+            let mut control = local.0.control.lock();
+            if control.exit.is_some() {
+                return false;
+            }
+            control.add_link(self);
         }
         let mut control = self.0.control.lock();
-        let links = &mut control.ties().links;
-        if !links.contains(other) {
-            links.push(other.clone());
+        if control.exit.is_none() {
+            control.add_link(local);
+            return true;
         }
+        // Lost meanwhile.
+        let reason = control.gone();
+        drop(control);
+        local.forget_link(self);
+        local.signal(Signal::Exit { from: self.clone(), reason });
+        true
     }
 
     pub(crate) fn unlink(&self, other: &Pid) {
-        self.forget_link(other);
+        let linked = self.forget_link(other);
         other.forget_link(self);
+        if linked && let Some(proxy) = other.proxy() {
+            proxy.unlinked(self);
+        }
     }
 
-    fn forget_link(&self, other: &Pid) {
-        if let Some(ties) = &mut self.0.control.lock().ties {
-            ties.links.retain(|pid| pid != other);
-        }
+    /// Whether there was one.
+    pub(crate) fn forget_link(&self, other: &Pid) -> bool {
+        let mut control = self.0.control.lock();
+        let Some(ties) = &mut control.ties else { return false };
+        let at = ties.links.iter().position(|pid| pid == other);
+        let link = at.map(|at| ties.links.remove(at));
+        // Outside the lock: it may be the last reference.
+        drop(control);
+        link.is_some()
     }
 
     fn forget_watcher(&self, watch: u64) {
@@ -412,6 +505,25 @@ impl Control {
     fn ties(&mut self) -> &mut Ties {
         self.ties.get_or_insert_default()
     }
+
+    /// False if there was one already.
+    fn add_link(&mut self, pid: &Pid) -> bool {
+        let links = &mut self.ties().links;
+        if links.contains(pid) {
+            return false;
+        }
+        links.push(pid.clone());
+        true
+    }
+
+    /// What those learn who come after the end: there is no such process, or nobody can tell.
+    fn gone(&self) -> Exit {
+        let out_of_reach = self.ties.as_ref().is_some_and(|ties| ties.elsewhere);
+        match self.exit.as_deref() {
+            Some(Exit::NoConnection) if out_of_reach => Exit::NoConnection,
+            _ => Exit::NoProc,
+        }
+    }
 }
 
 /// Takes a waiter for the exit off the list when it is no longer waited for.
@@ -423,6 +535,25 @@ struct Unwatch<'a> {
 impl Drop for Unwatch<'_> {
     fn drop(&mut self) {
         self.pid.forget_watcher(self.watch);
+    }
+}
+
+/// A call that is due when a process ends ([`Pid::on_exit`]). Dropped, it is taken back.
+#[must_use = "dropping it takes the call back"]
+pub struct ExitWatch {
+    pid: Pid,
+    watch: u64,
+}
+
+impl Drop for ExitWatch {
+    fn drop(&mut self) {
+        self.pid.forget_watcher(self.watch);
+    }
+}
+
+impl fmt::Debug for ExitWatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ExitWatch({:?})", self.pid)
     }
 }
 

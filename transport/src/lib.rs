@@ -19,6 +19,7 @@
 mod ask;
 mod backoff;
 mod config;
+mod decode;
 mod endpoint;
 mod error;
 mod event;
@@ -32,21 +33,28 @@ mod monitor;
 mod network;
 mod outbox;
 mod peer;
+mod refs;
 mod registry;
+mod remote;
+mod shared;
 mod stream;
+mod ties;
 mod tls;
 mod transport;
 
 pub use config::{Identity, Limits, Timings, TransportConfig};
-pub use error::{AskError, SendError, StartError};
+pub use error::{AskError, AttachError, SendError, StartError};
 pub use event::{LossReason, NodeName, Peer, PeerEvent, PeerInfo, PeerState, Refusal};
 pub use fault::{Direction, Faults, Target};
 pub use frame::{MAX_FRAME_BYTES, PROTOCOL_VERSION};
 pub use monitor::{Down, Monitor};
 pub use network::{Network, UdpNetwork};
+pub use refs::{RemoteAddress, RemoteNamed, RemoteRef};
+pub use remote::Remote;
+pub use shared::{Protocol, RemoteActor};
 pub use stream::{RecvStream, SendStream};
 pub use tls::{ALPN, server_name};
-pub use transport::{Remote, Transport};
+pub use transport::Transport;
 
 pub use phalanx_actors::Exit;
 // What a `Network` has to produce.

@@ -33,6 +33,7 @@ use crate::{
     peer::{Counters, PeerSlot},
     registry::{Call, Failure},
     stream::{self, Resetting},
+    ties::{self, Ties},
 };
 
 /// Stream priorities: exits and leases before messages, messages before bodies.
@@ -76,6 +77,8 @@ type Monitors = Option<HashMap<u64, oneshot::Sender<Exit>>>;
 pub(crate) struct Link {
     pub(crate) peer: Peer,
     pub(crate) origin: Origin,
+    /// The protocol version that both sides speak.
+    pub(crate) protocol: u8,
     pub(crate) conn: Connection,
     pub(crate) control: Outbox,
     pub(crate) tells: Outbox,
@@ -89,9 +92,10 @@ pub(crate) struct Link {
     next_monitor: AtomicU64,
     /// The peer's monitors on paths of ours: its id, the path, our registry's id.
     watched: Mutex<HashMap<u64, (Arc<str>, u64)>>,
+    pub(crate) ties: Ties,
     /// Why we closed it.
     cause: Mutex<Option<LossReason>>,
-    frame_bytes: usize,
+    pub(crate) frame_bytes: usize,
 }
 
 impl std::fmt::Debug for Link {
@@ -101,11 +105,12 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    pub(crate) fn new(peer: Peer, origin: Origin, conn: Connection, limits: &Limits) -> Self {
+    pub(crate) fn new(peer: Peer, origin: Origin, protocol: u8, conn: Connection, limits: &Limits) -> Self {
         let budget_units = (limits.ask_bytes / BUDGET_UNIT_BYTES).clamp(1, Semaphore::MAX_PERMITS);
         Self {
             peer,
             origin,
+            protocol,
             conn,
             control: Outbox::new(limits.control_outbox_messages, limits.outbox_bytes),
             tells: Outbox::new(limits.outbox_messages, limits.outbox_bytes),
@@ -117,6 +122,7 @@ impl Link {
             monitors_max: limits.monitors,
             next_monitor: AtomicU64::new(0),
             watched: Mutex::default(),
+            ties: Ties::new(limits.monitors),
             cause: Mutex::default(),
             frame_bytes: limits.frame_bytes,
         }
@@ -136,8 +142,8 @@ impl Link {
     /// Sets a monitor; the receiver gets its one reason. Gives the id to cancel it by.
     pub(crate) fn monitor(&self, path: &str) -> (u64, oneshot::Receiver<Exit>) {
         let (sender, receiver) = oneshot::channel();
-        let id = self.next_monitor.fetch_add(1, Ordering::Relaxed);
-        let frame = encode(Kind::Monitor, &MonitorPath { id, path }, self.frame_bytes);
+        let id = self.next_monitor_id();
+        let frame = encode(Kind::Monitor, &MonitorPath { id, path, pid: None }, self.frame_bytes);
         // The frame goes out under the lock, so that a Demonitor cannot overtake it. A sender that is dropped here reads as
         // NoConnection: no link, no room, or a path too long to be one.
         let mut monitors = self.monitors.lock();
@@ -148,6 +154,11 @@ impl Link {
             held.insert(id, sender);
         }
         (id, receiver)
+    }
+
+    /// Numbers all watches that we set on the peer.
+    pub(crate) fn next_monitor_id(&self) -> u64 {
+        self.next_monitor.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(crate) fn demonitor(&self, id: u64) {
@@ -163,6 +174,7 @@ impl Link {
     /// Tells the peer that what it watches is down.
     pub(crate) fn report_down(&self, id: u64, reason: &Exit) {
         self.watched.lock().remove(&id);
+        self.ties.end_far_watch(id);
         let frame = encode(Kind::Down, &(id, reason), self.frame_bytes).or_else(|_| {
             // Only a reason with a text of megabytes does not fit.
             encode(Kind::Down, &(id, Exit::Error("exit reason too long to send".into())), self.frame_bytes)
@@ -176,11 +188,11 @@ impl Link {
     pub(crate) fn end(&self, registry: &crate::registry::Registry) {
         self.control.close();
         self.tells.close();
-        if let Some(held) = self.monitors.lock().take() {
-            for sender in held.into_values() {
-                let _ = sender.send(Exit::NoConnection);
-            }
+        let held = self.monitors.lock().take();
+        for sender in held.into_iter().flat_map(HashMap::into_values) {
+            let _ = sender.send(Exit::NoConnection);
         }
+        self.ties.end();
         let watched = std::mem::take(&mut *self.watched.lock());
         for (path, watch) in watched.into_values() {
             registry.unwatch(&path, watch);
@@ -320,21 +332,33 @@ async fn take_frame(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameE
         (Kind::Demonitor, Lane::Control) => {
             let (id,): (u64,) = frame.read()?;
             let watched = c.link.watched.lock().remove(&id);
-            if let Some((path, watch)) = watched {
-                c.node.registry.unwatch(&path, watch);
+            match watched {
+                Some((path, watch)) => c.node.registry.unwatch(&path, watch),
+                None => c.link.ties.end_far_watch(id),
             }
             Ok(())
         }
         (Kind::Down, Lane::Control) => {
-            let (id, reason): (u64, Exit) = frame.read()?;
+            let (id, reason) = read_down(frame)?;
             let sender = c.link.monitors.lock().as_mut().and_then(|m| m.remove(&id));
-            if let Some(sender) = sender {
-                let _ = sender.send(reason);
+            match sender {
+                // The monitor may be gone already.
+                Some(sender) => drop(sender.send(reason)),
+                None => c.link.ties.down(id, &reason),
             }
             Ok(())
         }
+        (Kind::Signal, Lane::Control) => c.link.take_signal(&c.node, &frame.read()?),
         (kind, _) => Err(FrameError::Unexpected(kind)),
     }
+}
+
+/// The exit that a peer reports; one that only a newer version knows is not worth a connection.
+fn read_down(frame: &Frame) -> Result<(u64, Exit), FrameError> {
+    frame.read().or_else(|_| {
+        let (id, _): (u64, serde::de::IgnoredAny) = frame.read()?;
+        Ok((id, ties::unreadable()))
+    })
 }
 
 async fn take_tell(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameError> {
@@ -362,7 +386,7 @@ async fn take_tell(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameEr
 
 /// The handling of one tell, as a job for an inbox.
 pub(crate) fn tell_job(node: &Arc<Node>, peer: &Peer, tell: &Tell<'_>, body: Bytes) -> Result<Job, Failure> {
-    let handler = node.registry.message(tell.path, tell.name, tell.version)?;
+    let taker = node.taker(tell.path, tell.name, tell.version, tell.more)?;
     let (node, peer) = (node.clone(), peer.clone());
     let (path, name): (Box<str>, Box<str>) = (tell.path.into(), tell.name.into());
     Ok(Box::new(move || {
@@ -371,7 +395,7 @@ pub(crate) fn tell_job(node: &Arc<Node>, peer: &Peer, tell: &Tell<'_>, body: Byt
                 return;
             }
             let from = peer.node.clone();
-            let outcome = crate::endpoint::guarded(|| handler(peer, body, Call::Tell)).await;
+            let outcome = crate::endpoint::guarded(|| taker.take(peer, body, Call::Tell)).await;
             if let Err(failure) = outcome {
                 tracing::debug!(node = %from, path = %path, "a tell of {name} failed: {failure:?}");
             }
@@ -381,10 +405,18 @@ pub(crate) fn tell_job(node: &Arc<Node>, peer: &Peer, tell: &Tell<'_>, body: Byt
 
 fn take_monitor(c: &Context, monitor: &MonitorPath<'_>) -> Result<(), FrameError> {
     {
-        let watched = c.link.watched.lock();
-        if watched.len() >= c.node.limits.monitors || watched.contains_key(&monitor.id) {
+        let (watched, ties) = (c.link.watched.lock(), &c.link.ties);
+        let full = watched.len() + ties.far_watches() >= c.node.limits.monitors;
+        if full || watched.contains_key(&monitor.id) || ties.has_far_watch(monitor.id) {
             return Err(FrameError::Unexpected(Kind::Monitor));
         }
+    }
+    if monitor.pid.is_some() || !c.node.registry.serves(monitor.path) {
+        match c.node.shared.find(monitor.path, monitor.pid) {
+            Some(actor) => c.link.watch_for_peer(monitor.id, actor.pid()),
+            None => c.link.report_down(monitor.id, &Exit::NoProc),
+        }
+        return Ok(());
     }
     let watcher = Arc::new(Watcher::remote(Arc::downgrade(&c.link), monitor.id));
     // Noted before it is watched, so that a Down that fires at once finds it; the id follows.
