@@ -1,5 +1,7 @@
 //! An actor that refers to others, also on other nodes, and writes down what it hears of them.
 
+#![allow(dead_code)] // Each test file uses a part of it.
+
 use phalanx_actors::{
     Actor, ChildSpec, Ctx, Down, Exit, Handler, Message, Pid, Ref, Reply, Restart, Strategy, SupervisorSpec, System,
 };
