@@ -11,6 +11,7 @@ use crate::shell::{ExitGuard, Report, Reporter};
 use crate::spec::SupervisorSpec;
 use crate::supervisor::{SupervisorRef, launch};
 use crate::system::{Inner, System};
+use crate::trace::Trace;
 use futures::StreamExt;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
@@ -97,12 +98,17 @@ impl<A: Actor> Ctx<A> {
         self.stop.get_or_insert_with(|| Box::new(reason));
     }
 
-    /// Runs a future beside the messages. It ends with the actor, and its panic is the actor's exit.
+    /// Runs a future beside the messages. It ends with the actor, and its panic is the actor's exit. It goes on under the
+    /// [`Trace`] that is current now, as [`Ctx::pipe`] and [`Ctx::send_after`] do.
     pub fn spawn(&mut self, future: impl Future<Output = ()> + 'static) -> TaskRef {
-        self.run(Work::Once(Box::pin(async move {
+        let future = async move {
             future.await;
             None
-        })))
+        };
+        self.run(Work::Once(match Trace::current() {
+            Some(trace) => Box::pin(trace.scope_async(future)),
+            None => Box::pin(future),
+        }))
     }
 
     /// Runs a future beside the messages and hands its output back to the actor.
@@ -111,11 +117,19 @@ impl<A: Actor> Ctx<A> {
         F: Future<Output = T> + 'static,
         T: 'static,
     {
-        self.run(Work::Once(Box::pin(async move {
+        let trace = Trace::current();
+        let future = async move {
             let output = future.await;
-            let apply: Apply<A> = Box::new(move |actor, ctx| then(actor, output, ctx));
+            let apply: Apply<A> = match trace {
+                Some(trace) => Box::new(move |actor, ctx| trace.scope(|| then(actor, output, ctx))),
+                None => Box::new(move |actor, ctx| then(actor, output, ctx)),
+            };
             Some(apply)
-        })))
+        };
+        self.run(Work::Once(match trace {
+            Some(trace) => Box::pin(trace.scope_async(future)),
+            None => Box::pin(future),
+        }))
     }
 
     /// Handles `message` after `delay`, ahead of what waits in the mailbox then (OTP `send_after`).

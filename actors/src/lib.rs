@@ -45,6 +45,7 @@ mod ctx;
 mod error;
 mod exit;
 mod inspect;
+mod note;
 mod panic;
 mod pid;
 mod refs;
@@ -54,6 +55,7 @@ mod spec;
 mod stand_in;
 mod supervisor;
 mod system;
+mod trace;
 
 pub use actor::{Actor, Down, Handler, Later, Message, Replier, Reply};
 pub use any::{ActorType, AnyRef};
@@ -61,6 +63,7 @@ pub use ctx::{Ctx, TaskRef, TimerRef};
 pub use error::{AskError, BuildError, ChildError, SendError, StartError};
 pub use exit::Exit;
 pub use inspect::{ActorInfo, ArbiterInfo, Kind, State, TREE_EVENTS, TreeEvent};
+pub use note::MESSAGE_SPANS;
 pub use pid::{ExitWatch, MonitorRef, Pid};
 pub use refs::{Named, Ref};
 pub use spec::{
@@ -70,3 +73,4 @@ pub use spec::{
 pub use stand_in::{Proxy, StandIn};
 pub use supervisor::{ChildCount, ChildInfo, SupervisorRef};
 pub use system::{System, SystemBuilder};
+pub use trace::{TRACEPARENT_LEN, Trace, TraceError};

@@ -5,6 +5,7 @@
 use crate::actor::{Actor, Answer, Handler, Message};
 use crate::error::{AskError, SendError};
 use crate::exit::Exit;
+use crate::note::Note;
 use crate::panic::drop_guarded;
 use crate::pid::Pid;
 use crate::shell::Host;
@@ -32,6 +33,8 @@ pub(crate) struct Question<M: Message> {
     /// `None` only once it was taken.
     message: Option<M>,
     asker: Option<Asker<M>>,
+    /// `None` while nobody looks.
+    note: Option<Box<Note>>,
 }
 
 /// Whoever waits for an answer.
@@ -41,6 +44,10 @@ impl<M: Message> Question<M> {
     /// Whoever asked does not wait any more: it would be work for nobody.
     pub(crate) fn given_up(&self) -> bool {
         self.asker.as_ref().is_some_and(oneshot::Sender::is_closed)
+    }
+
+    pub(crate) fn take_note(&mut self) -> Option<Box<Note>> {
+        self.note.take()
     }
 
     pub(crate) fn into_parts(mut self) -> (Option<M>, Option<Asker<M>>) {
@@ -139,7 +146,7 @@ impl<A: Actor> Ref<A> {
         A: Handler<M>,
     {
         // Not bounded by actix: the room was taken from the account of the pid.
-        self.0.address.do_send(Question { message: Some(message), asker });
+        self.0.address.do_send(Question { message: Some(message), asker, note: Note::for_message() });
     }
 }
 

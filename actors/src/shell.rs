@@ -13,6 +13,7 @@ use crate::arbiter::Heartbeat;
 use crate::ctx::Ctx;
 use crate::exit::Exit;
 use crate::inspect::TreeEvent;
+use crate::note::Looked;
 use crate::panic::{drop_guarded, guarded, guarded_inside, take_drop_panic};
 use crate::pid::{Entered, KILL, Pid, SIGNAL, STOP, SUBTREE, Signal};
 use crate::refs::{Inbox, Question, Ref};
@@ -230,19 +231,22 @@ impl<M: Message> actix::Message for Question<M> {
 impl<A: Handler<M>, M: Message> actix::Handler<Question<M>> for Host<A> {
     type Result = ();
 
-    fn handle(&mut self, question: Question<M>, engine: &mut Engine<A>) {
+    fn handle(&mut self, mut question: Question<M>, engine: &mut Engine<A>) {
         engine.left = engine.left.saturating_sub(1);
         engine.ctx.pid_ref().release();
         if question.given_up() {
             return;
         }
+        let note = question.take_note();
         let (Some(actor), (Some(message), asker)) = (&mut engine.actor, question.into_parts()) else { return };
         let ctx = &mut engine.ctx;
+        let looked = Looked::wanted(&note).then(|| Looked::enter(ctx.pid_ref(), note, std::any::type_name::<M>()));
         if let Some(panic) = guarded_inside(|| actor.handle(message, ctx).resolve(asker)) {
             engine.panicked = Some(Box::new(panic));
         } else {
             engine.flush();
         }
+        drop(looked);
     }
 }
 

@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use phalanx_actors::Trace;
 use tokio::{
     task::JoinHandle,
     time::{Instant, timeout_at},
@@ -30,6 +31,8 @@ pub(crate) struct Request {
     path: String,
     message: Envelope<'static>,
     deadline: Instant,
+    /// The span that it is asked in.
+    trace: Option<Trace>,
     /// Whether it waits for a connection.
     waits: bool,
     /// The boot of the node and the pid there, when one incarnation is meant.
@@ -45,6 +48,7 @@ impl Request {
             path: path.into(),
             message,
             deadline: Instant::now() + within.min(DEADLINE_MAX),
+            trace: Trace::current(),
             waits: true,
             target: None,
         }
@@ -81,13 +85,15 @@ impl Request {
     async fn ask_own(&self, body: Bytes) -> Result<(u8, Bytes), AskError> {
         let node = self.own.clone();
         // For the limit's sake alone: what is too large for a peer is too large here.
-        let more = self.more(|message, pid| Some(Some(More { version_min: message.version_min, pid, trace: None })))?;
-        encode(Kind::Ask, &self.frame(&body, more), node.limits.frame_bytes)?;
+        encode(Kind::Ask, &self.frame(&body, None), node.limits.frame_bytes)?;
+        let (version_min, pid) = (self.message.version_min, self.pid());
+        let trace = self.trace.map(|trace| trace.to_string());
         let (path, Envelope { name, version, .. }) = (self.path.clone(), self.message);
         let deadline_ms = self.remaining_ms();
         let runtime = node.handlers.clone();
         // On the handlers' runtime, as a peer's would be; cancelled with this future.
         let mut handling = Cancelling(runtime.spawn(async move {
+            let more = Some(More { version_min, pid, trace: trace.as_deref() });
             let ask = Ask { path: &path, name, version, deadline_ms, body: &body, more };
             let mut phase = node.phase.subscribe();
             tokio::select! {
@@ -112,7 +118,9 @@ impl Request {
             let Ok(_permit) = link.asks.acquire().await else {
                 return Err(self.no_connection());
             };
-            let more = self.more(|message, pid| link.more(message, pid))?;
+            let trace = self.trace.map(|trace| trace.to_string());
+            let more = link.more(&self.message, self.pid(), trace.as_deref());
+            let more = more.ok_or_else(|| AskError::Unsupported { node: self.node.clone() })?;
             let frame = encode(Kind::Ask, &self.frame(body, more), limits.frame_bytes)?;
             let (send, mut recv) = link.conn.open_bi().await.map_err(|_| self.no_connection())?;
             let _ = send.set_priority(MESSAGE_PRIORITY);
@@ -243,12 +251,8 @@ impl Request {
         }
     }
 
-    fn more(
-        &self,
-        more: impl FnOnce(&Envelope<'_>, Option<u64>) -> Option<Option<More<'static>>>,
-    ) -> Result<Option<More<'static>>, AskError> {
-        let pid = self.target.map(|(_, pid)| pid);
-        more(&self.message, pid).ok_or_else(|| AskError::Unsupported { node: self.node.clone() })
+    fn pid(&self) -> Option<u64> {
+        self.target.map(|(_, pid)| pid)
     }
 
     fn frame<'a>(&'a self, body: &'a [u8], more: Option<More<'a>>) -> Ask<'a> {

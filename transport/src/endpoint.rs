@@ -16,7 +16,7 @@ use std::{
 use bytes::Bytes;
 use futures::{FutureExt, future::BoxFuture};
 use parking_lot::{Mutex, RwLock};
-use phalanx_actors::AnyRef;
+use phalanx_actors::{AnyRef, Trace};
 use quinn::{Connection, ConnectionError, Endpoint, Incoming, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::{
@@ -211,6 +211,7 @@ impl Node {
         let outcome = match self.taker(ask.path, ask.name, ask.version, ask.more) {
             Ok(taker) => {
                 let handling = guarded(|| taker.take(peer, body, Call::Ask { deadline }));
+                let handling = traced(ask.more.and_then(|more| more.trace), handling);
                 timeout(deadline, handling).await.unwrap_or(Err(Failure::Timeout))
             }
             Err(failure) => Err(failure),
@@ -279,6 +280,14 @@ impl Node {
 
     pub(crate) fn server_config(&self, tls: &Tls) -> quinn::ServerConfig {
         server_config(tls, &self.quic, &self.limits)
+    }
+}
+
+/// Handles a message in the span that it was sent in, if any.
+pub(crate) async fn traced<F: Future>(trace: Option<&str>, handling: F) -> F::Output {
+    match trace.and_then(|trace| trace.parse::<Trace>().ok()) {
+        Some(trace) => trace.scope_async(handling).await,
+        None => handling.await,
     }
 }
 

@@ -88,7 +88,7 @@ pub(crate) struct More<'a> {
     pub(crate) version_min: u16,
     /// The incarnation that is meant. Left out: whichever there is.
     pub(crate) pid: Option<u64>,
-    /// The span that it was sent in, as a W3C `traceparent`.
+    /// The span that it was sent in, as a W3C `traceparent`; one that cannot be read is none.
     pub(crate) trace: Option<&'a str>,
 }
 

@@ -389,14 +389,19 @@ pub(crate) fn tell_job(node: &Arc<Node>, peer: &Peer, tell: &Tell<'_>, body: Byt
     let taker = node.taker(tell.path, tell.name, tell.version, tell.more)?;
     let (node, peer) = (node.clone(), peer.clone());
     let (path, name): (Box<str>, Box<str>) = (tell.path.into(), tell.name.into());
+    let trace: Option<Box<str>> = tell.more.and_then(|more| more.trace).map(Into::into);
     Ok(Box::new(move || {
         Box::pin(async move {
             if node.is_dead() {
                 return;
             }
             let from = peer.node.clone();
-            let outcome = crate::endpoint::guarded(|| taker.take(peer, body, Call::Tell)).await;
+            let handling = crate::endpoint::guarded(|| taker.take(peer, body, Call::Tell));
+            let outcome = crate::endpoint::traced(trace.as_deref(), handling).await;
             if let Err(failure) = outcome {
+                if let (Failure::BadMessage(_) | Failure::NoProc, Some(slot)) = (&failure, node.peer(&from)) {
+                    Counters::add(&slot.counters.dropped);
+                }
                 tracing::debug!(node = %from, path = %path, "a tell of {name} failed: {failure:?}");
             }
         })

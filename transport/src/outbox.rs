@@ -9,6 +9,8 @@ use tokio::sync::Notify;
 pub(crate) struct Outbox {
     state: Mutex<State>,
     filled: Notify,
+    /// Told when there is room again.
+    emptied: Notify,
     messages_max: usize,
     bytes_max: usize,
 }
@@ -31,7 +33,7 @@ pub(crate) enum PushError {
 
 impl Outbox {
     pub(crate) fn new(messages_max: usize, bytes_max: usize) -> Self {
-        Self { state: Mutex::default(), filled: Notify::new(), messages_max, bytes_max }
+        Self { state: Mutex::default(), filled: Notify::new(), emptied: Notify::new(), messages_max, bytes_max }
     }
 
     /// Appends a frame, or refuses it at the bound. A frame of any size is taken when the outbox is empty.
@@ -63,6 +65,19 @@ impl Outbox {
         Ok(())
     }
 
+    /// As `push`, but waits for room. Fails only when the outbox is closed. Who waits has no place in a queue.
+    pub(crate) async fn push_when_free(&self, frame: &[u8]) -> Result<(), PushError> {
+        loop {
+            let mut emptied = std::pin::pin!(self.emptied.notified());
+            // Enabled before the try, so that room made in between is not missed.
+            emptied.as_mut().enable();
+            match self.push(frame) {
+                Err(PushError::Full) => emptied.await,
+                done => return done,
+            }
+        }
+    }
+
     /// Everything there is, once there is something; `None` when closed and empty. One caller at a time; taking again
     /// says that the last batch is written.
     pub(crate) async fn take(&self) -> Option<Bytes> {
@@ -71,6 +86,7 @@ impl Outbox {
                 let mut state = self.state.lock();
                 state.writing_messages = 0;
                 state.writing_bytes = 0;
+                self.emptied.notify_waiters();
                 if !state.buffer.is_empty() {
                     state.writing_messages = std::mem::take(&mut state.messages);
                     state.writing_bytes = state.buffer.len();
@@ -88,6 +104,7 @@ impl Outbox {
     pub(crate) fn close(&self) {
         self.state.lock().closed = true;
         self.filled.notify_one();
+        self.emptied.notify_waiters();
     }
 }
 
@@ -122,6 +139,25 @@ mod tests {
         let outbox = Outbox::new(10, 4);
         outbox.push(b"abcdefgh").expect("the first");
         assert_eq!(outbox.push(b"i"), Err(PushError::Full));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_room_is_woken_by_it_and_by_the_end() {
+        let outbox = std::sync::Arc::new(Outbox::new(1, 1_000));
+        outbox.push(b"a").expect("room");
+        let waiting = |frame: &'static [u8]| {
+            let outbox = outbox.clone();
+            tokio::spawn(async move { outbox.push_when_free(frame).await })
+        };
+        let first = waiting(b"b");
+        assert_eq!(outbox.take().await.expect("open"), "a");
+        // Taking again says that it is written.
+        assert_eq!(outbox.take().await.expect("open"), "b");
+        assert_eq!(first.await.expect("no panic"), Ok(()));
+        let second = waiting(b"c");
+        tokio::task::yield_now().await;
+        outbox.close();
+        assert_eq!(second.await.expect("no panic"), Err(PushError::Closed));
     }
 
     #[tokio::test]

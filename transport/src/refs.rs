@@ -5,7 +5,7 @@
 use std::{cell::RefCell, fmt, future::Future, marker::PhantomData, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use phalanx_actors::{Actor, Exit, Handler, Message, Named, Pid, Ref};
+use phalanx_actors::{Actor, Exit, Handler, Message, Named, Pid, Ref, Trace};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 
 use crate::{
@@ -138,6 +138,32 @@ impl<A: Actor> RemoteRef<A> {
             Place::There(there) => {
                 there.known_end()?;
                 tell(&there.node, &*there.link()?, &there.address.path, Some(there.address.id), &message)
+            }
+        }
+    }
+
+    /// As [`tell`](Self::tell), but waits while there is no room: in the mailbox of an actor of this node, in the outbox to
+    /// another node. A slow receiver slows its senders so, see [`Limits`](crate::Limits).
+    ///
+    /// # Errors
+    /// As `tell`, and never [`SendError::Full`].
+    pub fn send<M>(&self, message: M) -> impl Future<Output = Result<(), SendError>> + Send + use<A, M>
+    where
+        A: Handler<M>,
+        M: Remote + Message<Reply = <M as Remote>::Reply>,
+    {
+        let me = self.clone();
+        async move {
+            match &me.0 {
+                Place::Here { actor, node } => {
+                    let sent = actor.send(message).await;
+                    sent.map_err(|error| send_error(error, &node.me.node, actor.pid().path()))
+                }
+                Place::There(there) => {
+                    there.known_end()?;
+                    let RemoteAddress { path, id, .. } = &there.address;
+                    send(&there.node, there.link()?, path, Some(*id), message).await
+                }
             }
         }
     }
@@ -375,6 +401,25 @@ impl<A: RemoteActor> RemoteNamed<A> {
         tell(&self.own, &*current_link(&self.own, &self.node)?, &self.path, None, &message)
     }
 
+    /// See [`RemoteRef::send`].
+    ///
+    /// # Errors
+    /// See [`SendError`].
+    pub fn send<M>(&self, message: M) -> impl Future<Output = Result<(), SendError>> + Send + use<A, M>
+    where
+        A: Handler<M>,
+        M: Remote + Message<Reply = <M as Remote>::Reply>,
+    {
+        let me = self.clone();
+        async move {
+            if let Some(actor) = me.local() {
+                let sent = actor.send(message).await;
+                return sent.map_err(|error| send_error(error, &me.node, &me.path));
+            }
+            send(&me.own, current_link(&me.own, &me.node)?, &me.path, None, message).await
+        }
+    }
+
     /// See [`RemoteRef::ask`].
     ///
     /// # Errors
@@ -538,20 +583,53 @@ fn current_link(own: &Node, node: &str) -> Result<Arc<Link>, SendError> {
     own.peer(node).and_then(|slot| slot.link()).ok_or_else(|| SendError::NoConnection { node: node.into() })
 }
 
-fn tell<M: Remote>(own: &Node, link: &Link, path: &str, pid: Option<u64>, message: &M) -> Result<(), SendError> {
+fn tell_frame<M: Remote>(link: &Link, path: &str, pid: Option<u64>, message: &M) -> Result<Vec<u8>, SendError> {
     let body = rmp_serde::to_vec(message).map_err(|e| SendError::Unencodable(e.to_string()))?;
     let node = &link.peer.node;
-    let more = link.more(&Envelope::of::<M>(), pid).ok_or_else(|| SendError::Unsupported { node: node.to_string() })?;
+    let trace = Trace::current().map(|trace| trace.to_string());
+    let more = link.more(&Envelope::of::<M>(), pid, trace.as_deref());
+    let more = more.ok_or_else(|| SendError::Unsupported { node: node.to_string() })?;
     let tell = Tell { path, name: M::NAME, version: M::VERSION, body: &body, more };
-    let frame = encode(Kind::Tell, &tell, own.limits.frame_bytes)?;
-    link.tells.push(&frame).map_err(|error| match error {
-        PushError::Closed => SendError::NoConnection { node: node.to_string() },
-        PushError::Full => SendError::Full { node: node.to_string() },
-    })?;
-    if let Some(slot) = own.peer(node) {
+    Ok(encode(Kind::Tell, &tell, link.frame_bytes)?)
+}
+
+fn tell<M: Remote>(own: &Node, link: &Link, path: &str, pid: Option<u64>, message: &M) -> Result<(), SendError> {
+    let frame = tell_frame(link, path, pid, message)?;
+    let pushed = link.tells.push(&frame);
+    pushed.map_err(|error| push_error(error, link))?;
+    count_sent(own, link);
+    Ok(())
+}
+
+/// As `tell`, but waits for room in the outbox of this connection.
+async fn send<M: Remote>(
+    own: &Node,
+    link: Arc<Link>,
+    path: &str,
+    pid: Option<u64>,
+    message: M,
+) -> Result<(), SendError> {
+    // As a local send does: one who sends without end leaves others their turns.
+    tokio::task::coop::consume_budget().await;
+    let frame = tell_frame(&link, path, pid, &message)?;
+    drop(message);
+    link.tells.push_when_free(&frame).await.map_err(|error| push_error(error, &link))?;
+    count_sent(own, &link);
+    Ok(())
+}
+
+fn push_error(error: PushError, link: &Link) -> SendError {
+    let node = link.peer.node.to_string();
+    match error {
+        PushError::Closed => SendError::NoConnection { node },
+        PushError::Full => SendError::Full { node },
+    }
+}
+
+fn count_sent(own: &Node, link: &Link) {
+    if let Some(slot) = own.peer(&link.peer.node) {
         Counters::add(&slot.counters.sent);
     }
-    Ok(())
 }
 
 async fn ask<M: Remote>(own: &Arc<Node>, request: Request, path: &str, message: M) -> Result<M::Reply, AskError> {
@@ -562,26 +640,27 @@ async fn ask<M: Remote>(own: &Arc<Node>, request: Request, path: &str, message: 
 }
 
 fn signal_to(link: &Link, path: &str, pid: Option<u64>, what: u8, reason: &[u8]) -> Result<(), SendError> {
-    let node = || link.peer.node.to_string();
     if !link.has_references() {
-        return Err(SendError::Unsupported { node: node() });
+        return Err(SendError::Unsupported { node: link.peer.node.to_string() });
     }
     let signal = Signal { path, pid, from: None, what, reason };
     let frame = encode(Kind::Signal, &signal, link.frame_bytes)?;
-    link.control.push(&frame).map_err(|error| match error {
-        PushError::Closed => SendError::NoConnection { node: node() },
-        PushError::Full => SendError::Full { node: node() },
-    })
+    link.control.push(&frame).map_err(|error| push_error(error, link))
 }
 
 impl Link {
     /// What goes into an envelope beside version 1's fields; `None` if it must and the peer cannot read it.
-    pub(crate) fn more(&self, message: &Envelope<'_>, pid: Option<u64>) -> Option<Option<More<'static>>> {
+    pub(crate) fn more<'a>(
+        &self,
+        message: &Envelope<'_>,
+        pid: Option<u64>,
+        trace: Option<&'a str>,
+    ) -> Option<Option<More<'a>>> {
         if !self.has_references() {
             return pid.is_none().then_some(None);
         }
-        let says_something = pid.is_some() || message.version_min != message.version;
-        Some(says_something.then_some(More { version_min: message.version_min, pid, trace: None }))
+        let says_something = pid.is_some() || trace.is_some() || message.version_min != message.version;
+        Some(says_something.then_some(More { version_min: message.version_min, pid, trace }))
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use phalanx_actors::{Handler, Message, Named, Ref, System};
+use phalanx_actors::{Handler, Message, Named, Ref, System, Trace};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::{
@@ -452,11 +452,12 @@ impl Transport {
         }
         let body = rmp_serde::to_vec(msg).map_err(|e| SendError::Unencodable(e.to_string()))?;
         let message = Envelope::of::<M>();
+        let trace = Trace::current().map(|trace| trace.to_string());
         let mut tell = Tell { path, name: message.name, version: message.version, body: &body, more: None };
         let full = || SendError::Full { node: node.into() };
         if self.is_own(node) {
             encode(Kind::Tell, &tell, self.node.limits.frame_bytes)?;
-            tell.more = Some(More { version_min: message.version_min, pid: None, trace: None });
+            tell.more = Some(More { version_min: message.version_min, pid: None, trace: trace.as_deref() });
             let job = tell_job(&self.node, &self.node.own_peer(), &tell, body.clone().into());
             // Not served is a message lost, as on a peer.
             let Ok(job) = job else {
@@ -468,7 +469,7 @@ impl Transport {
         let no_connection = || SendError::NoConnection { node: node.into() };
         let slot = self.node.peer(node).ok_or_else(no_connection)?;
         let link = slot.link().ok_or_else(no_connection)?;
-        tell.more = link.more(&message, None).flatten();
+        tell.more = link.more(&message, None, trace.as_deref()).flatten();
         let frame = encode(Kind::Tell, &tell, self.node.limits.frame_bytes)?;
         let outbox = match lane {
             Lane::Control => &link.control,
@@ -679,6 +680,12 @@ async fn wind_down(node: Arc<Node>, mut stopping: watch::Receiver<bool>) {
         }
     };
     let _ = timeout(WIND_DOWN, links_gone).await;
+    // One whose tasks are stuck is lost all the same: whoever watches over it must hear so, for nobody will come back to it.
+    for slot in node.peers() {
+        if let Some(link) = slot.link() {
+            slot.lose(&mut slot.lock(), &link, &LossReason::Closing, &node.registry, &node.events);
+        }
+    }
     node.endpoint.close(VarInt::from_u32(CloseCode::Closing as u32), b"the node is closing");
     if !node.is_dead() {
         let _ = timeout(LINGER, node.endpoint.wait_idle()).await;

@@ -4,7 +4,7 @@ mod support;
 #[path = "support/worker.rs"]
 mod worker;
 
-use phalanx_actors::{Exit, Restart};
+use phalanx_actors::{Exit, Restart, Trace};
 use phalanx_transport::{
     AskError, AttachError, Direction, PeerEvent, RemoteAddress, RemoteRef, SendError, Transport, TransportConfig,
 };
@@ -97,6 +97,82 @@ async fn a_reference_to_an_actor_of_ones_own_node_is_the_actor() {
     assert_eq!(within(scene.a.named::<Worker>("a", "top/w").ask(Do::Add(3))).await, Ok(5));
     let resolved = scene.a.resolve::<Worker>(looked_up.address());
     assert!(resolved.local().is_some() && resolved == looked_up);
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_send_waits_for_room_where_a_tell_is_refused() {
+    let mut scene = Scene::with(Restart::Permanent, |config| config.limits.outbox_messages = 8).await;
+    let worker = scene.far("top/w").await;
+    let sending = {
+        let worker = worker.clone();
+        tokio::spawn(async move {
+            for n in 0..10_000 {
+                worker.send(Do::Add(n)).await.expect("connected");
+            }
+        })
+    };
+    for n in 0..10_000 {
+        assert_eq!(scene.far.next().await, Heard::Number(n));
+    }
+    within(sending).await.expect("no panic");
+    scene.a.faults().cut("b", Direction::Both);
+    let full = || matches!(worker.tell(Do::Add(0)), Err(SendError::Full { .. } | SendError::NoConnection { .. }));
+    until(full).await;
+    // Whoever waits learns of the loss.
+    let lost = SendError::NoConnection { node: "b".into() };
+    let waited = within(async {
+        loop {
+            if let Err(error) = worker.send(Do::Add(0)).await {
+                return error;
+            }
+        }
+    });
+    assert_eq!(waited.await, lost);
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_message_carries_the_span_that_it_was_sent_in_to_the_handler_elsewhere() {
+    let mut scene = Scene::new(Restart::Permanent).await;
+    let worker = scene.far("top/w").await;
+    let named = scene.a.named::<Worker>("b", "top/w");
+    let trace = Trace::root();
+    trace.scope(|| worker.tell(Do::Trace)).expect("room");
+    trace.scope(|| named.tell(Do::Trace)).expect("room");
+    let (worker, named) = (worker.clone(), named.clone());
+    let asks = trace.scope_async(async move {
+        within(worker.ask(Do::Trace)).await.expect("lives");
+        within(named.ask(Do::Trace)).await.expect("lives");
+        // And on from there.
+        within(worker.ask(Do::Forward(worker.clone(), 1))).await.expect("lives");
+    });
+    asks.await;
+    let mut traced = 0;
+    while traced < 4 {
+        match scene.far.next().await {
+            Heard::Trace(at) => {
+                let at = at.expect("traced");
+                // A child, made there.
+                assert!(at.trace_id() == trace.trace_id() && at.span_id() != trace.span_id());
+                traced += 1;
+            }
+            other => assert_eq!(other, Heard::Number(1)),
+        }
+    }
+    scene.far("top/w").await.tell(Do::Trace).expect("room");
+    within(async { while scene.far.next().await != Heard::Trace(None) {} }).await;
+    // To what is merely served, too.
+    let (seen, mut at) = tokio::sync::mpsc::unbounded_channel();
+    scene.b.serve::<Number, _, _>("number", move |_, _| {
+        let seen = seen.clone();
+        async move { seen.send(Trace::current()).map_err(|e| e.to_string()) }
+    });
+    trace.scope(|| scene.a.tell("b", "number", &Number(1))).expect("room");
+    assert_eq!(within(at.recv()).await, Some(Some(trace)));
+    let asked = trace.scope(|| scene.a.ask("b", "number", &Number(1), PATIENCE));
+    within(asked).await.expect("answered");
+    assert_eq!(within(at.recv()).await, Some(Some(trace)));
     scene.end().await;
 }
 

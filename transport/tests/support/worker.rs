@@ -4,6 +4,7 @@
 
 use phalanx_actors::{
     Actor, ChildSpec, Ctx, Down, Exit, Handler, Message, Pid, Ref, Reply, Restart, Strategy, SupervisorSpec, System,
+    Trace,
 };
 use phalanx_transport::{Protocol, Remote, RemoteActor, RemoteRef, Transport};
 use serde::{Deserialize, Serialize};
@@ -23,6 +24,7 @@ pub enum Heard {
         reason: Exit,
     },
     Number(u64),
+    Trace(Option<Trace>),
     /// It ends, in order.
     Stopping(Exit),
 }
@@ -43,6 +45,8 @@ pub enum Do {
     TrapExits,
     /// Tells another worker to add.
     Forward(RemoteRef<Worker>, u64),
+    /// Writes down in which span it was sent.
+    Trace,
     /// Never answers.
     Hold,
     /// Drops its replier.
@@ -126,6 +130,7 @@ impl Handler<Do> for Worker {
             Do::Unlink(other) => ctx.unlink(&other.pid()),
             Do::TrapExits => ctx.trap_exit(true),
             Do::Forward(other, n) => other.tell(Do::Add(n)).expect("connected"),
+            Do::Trace => self.hear(Heard::Trace(Trace::current())),
             Do::Hold => {
                 let (reply, replier) = ctx.defer();
                 ctx.spawn(async move {
