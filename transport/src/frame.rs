@@ -48,7 +48,7 @@ pub(crate) enum Kind {
     Ask = 7,
     Reply = 8,
     Open = 9,
-    Signal = 10,
+    Signal = 11,
 }
 
 impl Kind {
@@ -63,7 +63,7 @@ impl Kind {
             7 => Self::Ask,
             8 => Self::Reply,
             9 => Self::Open,
-            10 => Self::Signal,
+            11 => Self::Signal,
             _ => return None,
         })
     }

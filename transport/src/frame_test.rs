@@ -73,8 +73,7 @@ proptest! {
     }
 
     #[test]
-    fn payloads_never_panic_on_arbitrary_bytes(payload in prop::collection::vec(any::<u8>(), 0..512), kind in 1u8..11) {
-        let kind = Kind::parse(kind).expect("known");
+    fn payloads_never_panic_on_arbitrary_bytes(payload in prop::collection::vec(any::<u8>(), 0..512), kind in (1u8..20).prop_filter_map("no kind", Kind::parse)) {
         read_as_everything(&Frame { kind, payload: payload.into() });
     }
 

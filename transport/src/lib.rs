@@ -8,9 +8,13 @@
 //!  tell ──► outbox ──► tells lane (one ordered stream) ─────► inbox of the path ──► handler
 //!  ask ───► a stream of its own, reset when the asker gives up ────────────────────► handler
 //!  monitor, tell_control ──► control lane (first stream, highest priority) ──► Down, inbox
+//!  pid of a reference, link, stop, kill ──► the same lane ──► the actor's own signals
 //!  open_stream ──► a stream of its own, lowest priority ───────────────────────────► handler
 //!  datagram ──► QUIC datagram, may be lost ──────────────► handler, inline on the transport's thread
 //! ```
+//!
+//! Three ways to reach what is on another node: a path with handlers (`serve`, `ask`, `tell`), an actor at a path
+//! ([`RemoteNamed`]), one incarnation of an actor ([`RemoteRef`]).
 //!
 //! What is promised, and what is not, stands on one page in the crate's README.
 #![forbid(unsafe_code)]

@@ -20,8 +20,10 @@ use phalanx_actors::{Exit, ExitWatch, Pid, Proxy, StandIn};
 use crate::{
     decode,
     endpoint::Node,
+    event::LossReason,
     frame::{FrameError, Kind, MonitorPath, REFERENCES_SINCE, Signal, encode, signal},
-    link::Link,
+    link::{CloseCode, Link},
+    outbox::PushError,
 };
 
 /// An exit that cannot be read, because a newer version has written it or because it is too long to send.
@@ -160,12 +162,14 @@ impl Link {
             // Sent under the lock, so that a Demonitor cannot overtake it.
             let monitor = MonitorPath { id: watch, path, pid: Some(id) };
             let sent = encode(Kind::Monitor, &monitor, self.frame_bytes);
-            if sent.is_ok_and(|frame| self.control.push_unbounded(&frame).is_ok()) {
-                entry.watch = Some(watch);
-                near.watches.insert(watch, stand_in.clone());
-            } else {
-                // The outbox is closed: the connection ends, and all stand-ins with it.
+            if !sent.is_ok_and(|frame| self.control.push_unbounded(&frame).is_ok()) {
+                // One that nobody reports is no pid. Unlocked before the pid goes, which may be the last reference.
+                drop(ties);
+                drop(pid);
+                return None;
             }
+            entry.watch = Some(watch);
+            near.watches.insert(watch, stand_in.clone());
         }
         Some((pid, stand_in))
     }
@@ -201,8 +205,12 @@ impl Link {
             let reason = write_exit(&unreadable());
             encode(Kind::Signal, &Signal { reason: &reason, ..*signal }, self.frame_bytes)
         });
-        if let Ok(frame) = frame {
-            let _ = self.control.push_unbounded(&frame);
+        if let Ok(frame) = frame
+            && self.control.push_unbounded(&frame) == Err(PushError::Full)
+        {
+            // An exit that is not told would be a promise broken; the end of the connection is one that is kept.
+            let text = "reads nothing of what it is tied to";
+            self.close(CloseCode::Protocol, LossReason::Protocol(text.into()), text);
         }
     }
 
