@@ -4,17 +4,19 @@
 
 use crate::actor::{Actor, Handler, Message, Replier, Reply};
 use crate::exit::Exit;
+use crate::observe::Measure;
 use crate::panic::drop_guarded;
-use crate::pid::{Cancel, MonitorRef, Pid};
-use crate::refs::Ref;
+use crate::pid::{Cancel, MonitorRef, Pid, doing};
+use crate::refs::{Inbox, Ref};
 use crate::shell::{ExitGuard, Report, Reporter};
-use crate::spec::SupervisorSpec;
+use crate::spec::{Mailbox, SupervisorSpec};
 use crate::supervisor::{SupervisorRef, launch};
 use crate::system::{Inner, System};
 use crate::trace::Trace;
-use futures::StreamExt;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
+use futures::{Stream, StreamExt};
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
@@ -36,14 +38,13 @@ pub struct Ctx<A: Actor> {
     /// Each is polled only when it was woken, however many there are.
     tasks: Option<Box<FuturesUnordered<Task<A>>>>,
     monitors: HashSet<MonitorRef>,
-    pumped: bool,
     stop: Option<Box<Exit>>,
     traps: bool,
     subtrees: Vec<(u64, Pid)>,
     next_subtree: u64,
 }
 
-/// Something that a [`Ctx`] set going: a future, a timer. Dropping it changes nothing.
+/// Something that a [`Ctx`] set going: a future, a timer, a stream. Dropping it changes nothing.
 #[derive(Clone)]
 pub struct TaskRef(Arc<Cancel>);
 
@@ -57,6 +58,11 @@ impl TaskRef {
     }
 }
 
+thread_local! {
+    /// Of the question that this thread handles. Not in each context: there may be as many as there are pods.
+    pub(crate) static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
 impl<A: Actor> Ctx<A> {
     pub(crate) fn new(pid: Pid, system: Arc<Inner>, me: Ref<A>) -> Self {
         Ctx {
@@ -65,7 +71,6 @@ impl<A: Actor> Ctx<A> {
             me,
             tasks: None,
             monitors: HashSet::new(),
-            pumped: false,
             stop: None,
             traps: false,
             subtrees: Vec::new(),
@@ -96,6 +101,13 @@ impl<A: Actor> Ctx<A> {
     /// Ends the actor with this reason once the present call returns; messages that wait are dropped. The first reason counts.
     pub fn stop(&mut self, reason: Exit) {
         self.stop.get_or_insert_with(|| Box::new(reason));
+    }
+
+    /// Until when an answer to the question that is being handled is of use: the deadline of [`Ref::ask_until`] and
+    /// [`Ref::ask_timeout`]. `None` for all else, and in what runs after the handler has returned; so take it there along, for example
+    /// into [`Ref::ask_until`].
+    pub fn deadline(&self) -> Option<Instant> {
+        DEADLINE.get()
     }
 
     /// Runs a future beside the messages. It ends with the actor, and its panic is the actor's exit. It goes on under the
@@ -145,7 +157,16 @@ impl<A: Actor> Ctx<A> {
         let period = period.max(Duration::from_millis(INTERVAL_MIN_MS));
         let mut ticker = tokio::time::interval_at(Instant::now() + period, period);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        self.run(Work::Every(Box::new(Every { ticker, tick: Box::new(tick) })))
+        self.run(Work::Source(Box::new(Every { ticker, tick })))
+    }
+
+    /// Hands each item of a stream to the actor, and `None` once when the stream has ended. The next item is asked for when the one before
+    /// was handled: nothing is queued, and a slow actor slows its stream. It ends with the actor, and its panic is the actor's exit.
+    pub fn attach<S>(&mut self, stream: S, each: impl FnMut(&mut A, Option<S::Item>, &mut Ctx<A>) + 'static) -> TaskRef
+    where
+        S: Stream + 'static,
+    {
+        self.run(Work::Source(Box::new(Items { stream: Box::pin(stream), next: None, each })))
     }
 
     fn run(&mut self, work: Work<A>) -> TaskRef {
@@ -198,7 +219,7 @@ impl<A: Actor> Ctx<A> {
         let subtree = self.next_subtree;
         self.next_subtree += 1;
         let path: Arc<str> = format!("{}/{}", self.pid.path(), spec.id()).into();
-        let pid = self.system.pid(path, 0);
+        let pid = self.system.pid(path, Mailbox::NONE);
         let owner = self.pid.clone();
         let reporter = Reporter::new(move |report| {
             if let Report::Exited(exit) = report {
@@ -214,6 +235,10 @@ impl<A: Actor> Ctx<A> {
 
     pub(crate) fn pid_ref(&self) -> &Pid {
         &self.pid
+    }
+
+    pub(crate) fn inbox(&self) -> Arc<Inbox<A>> {
+        self.me.inbox().clone()
     }
 
     pub(crate) fn stopping(&self) -> bool {
@@ -240,29 +265,35 @@ impl<A: Actor> Ctx<A> {
         }
     }
 
-    /// True once: when there are tasks and nothing polls them yet.
-    pub(crate) fn wants_pump(&mut self) -> bool {
-        self.tasks.is_some() && !std::mem::replace(&mut self.pumped, true)
-    }
-
     /// Polls the tasks that were woken, and hands what they bring to the actor.
     pub(crate) fn pump(&mut self, actor: &mut A, cx: &mut Context<'_>) {
         for _ in 0..TURN_EFFECTS {
-            if self.stop.is_some() {
+            if self.stop.is_some() || self.pid.claimed() {
                 return;
             }
             let Some(tasks) = &mut self.tasks else { return };
             match tasks.poll_next_unpin(cx) {
                 Poll::Ready(Some(Effect::None)) => {}
-                Poll::Ready(Some(Effect::Apply(apply))) => apply(actor, self),
-                Poll::Ready(Some(Effect::Tick(mut every, cancel))) => {
-                    (every.tick)(actor, self);
-                    self.push(Task { work: Some(Work::Every(every)), cancel });
+                Poll::Ready(Some(Effect::Apply(apply))) => {
+                    let _measure = self.measure();
+                    apply(actor, self);
+                }
+                Poll::Ready(Some(Effect::Deliver(mut task))) => {
+                    let _measure = self.measure();
+                    if let Some(Work::Source(source)) = &mut task.work
+                        && source.deliver(actor, self)
+                    {
+                        self.push(task);
+                    }
                 }
                 Poll::Ready(None) | Poll::Pending => return,
             }
         }
         cx.waker().wake_by_ref();
+    }
+
+    fn measure(&self) -> Option<Measure> {
+        self.pid.observed().then(|| Measure::new(&self.pid, doing::task(), Duration::ZERO))
     }
 
     pub(crate) fn take_subtrees(&mut self) -> Vec<(u64, Pid)> {
@@ -278,23 +309,60 @@ impl<A: Actor> Ctx<A> {
 enum Effect<A: Actor> {
     None,
     Apply(Apply<A>),
-    Tick(Box<Every<A>>, Arc<Cancel>),
+    /// As a task, which is dropped with care also when what it delivers panics.
+    Deliver(Task<A>),
 }
 
 type Apply<A> = Box<dyn FnOnce(&mut A, &mut Ctx<A>)>;
-type Tick<A> = Box<dyn FnMut(&mut A, &mut Ctx<A>)>;
 
-struct Every<A: Actor> {
+/// What has something for the actor again and again.
+trait Source<A: Actor> {
+    /// Ready when there is something to deliver.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()>;
+    /// Delivers it. False when nothing follows.
+    fn deliver(&mut self, actor: &mut A, ctx: &mut Ctx<A>) -> bool;
+}
+
+struct Every<F> {
     ticker: Interval,
-    tick: Tick<A>,
+    tick: F,
+}
+
+impl<A: Actor, F: FnMut(&mut A, &mut Ctx<A>)> Source<A> for Every<F> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.ticker.poll_tick(cx).map(drop)
+    }
+    fn deliver(&mut self, actor: &mut A, ctx: &mut Ctx<A>) -> bool {
+        (self.tick)(actor, ctx);
+        true
+    }
+}
+
+struct Items<S: Stream, F> {
+    stream: Pin<Box<S>>,
+    /// What the stream gave last, until it is delivered.
+    next: Option<S::Item>,
+    each: F,
+}
+
+impl<A: Actor, S: Stream, F: FnMut(&mut A, Option<S::Item>, &mut Ctx<A>)> Source<A> for Items<S, F> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.stream.as_mut().poll_next(cx).map(|next| self.next = next)
+    }
+    fn deliver(&mut self, actor: &mut A, ctx: &mut Ctx<A>) -> bool {
+        let next = self.next.take();
+        let more = next.is_some();
+        (self.each)(actor, next, ctx);
+        more
+    }
 }
 
 enum Work<A: Actor> {
     Once(LocalBoxFuture<'static, Option<Apply<A>>>),
-    Every(Box<Every<A>>),
+    Source(Box<dyn Source<A>>),
 }
 
-/// A future, timer or interval. What it holds is the user's, so it is dropped with care.
+/// A future, timer, interval or stream. What it holds is the user's, so it is dropped with care.
 struct Task<A: Actor> {
     work: Option<Work<A>>,
     cancel: Arc<Cancel>,
@@ -312,14 +380,11 @@ impl<A: Actor> Future for Task<A> {
         match &mut self.work {
             None => Poll::Ready(Effect::None),
             Some(Work::Once(future)) => future.as_mut().poll(cx).map(|apply| apply.map_or(Effect::None, Effect::Apply)),
-            Some(Work::Every(every)) => {
-                if every.ticker.poll_tick(cx).is_pending() {
+            Some(Work::Source(source)) => {
+                if source.poll(cx).is_pending() {
                     return Poll::Pending;
                 }
-                match self.work.take() {
-                    Some(Work::Every(every)) => Poll::Ready(Effect::Tick(every, self.cancel.clone())),
-                    _ => Poll::Ready(Effect::None),
-                }
+                Poll::Ready(Effect::Deliver(Task { work: self.work.take(), cancel: self.cancel.clone() }))
             }
         }
     }

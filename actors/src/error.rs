@@ -7,7 +7,7 @@ use crate::exit::Exit;
 /// A message could not be put into a mailbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// The mailbox holds as many messages as it may. The message was dropped.
+    /// The mailbox holds as many messages as it may. The message was not put into it.
     #[error("the mailbox is full")]
     Full,
     /// The actor has ended or is ending.
@@ -30,9 +30,15 @@ pub enum AskError {
     /// The actor dropped its [`crate::Replier`].
     #[error("the actor chose not to answer")]
     NoReply,
-    /// The deadline passed. The actor may still handle the message.
+    /// The deadline passed. A handler that had begun runs on; a question that waited is not handled.
     #[error("no answer within the deadline")]
     Timeout,
+    /// The mailbox is full, and says so instead of making askers wait: [`crate::Overflow::Fail`].
+    #[error("the mailbox is full")]
+    Full,
+    /// The question waited in a full mailbox and was dropped for a newer message: [`crate::Overflow::DropOldest`].
+    #[error("the question was dropped from a full mailbox for a newer message")]
+    Dropped,
 }
 
 /// A supervisor could not be started.

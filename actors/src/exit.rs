@@ -44,6 +44,13 @@ pub enum Exit {
         /// The exit of that child.
         reason: Box<Exit>,
     },
+    /// The thread that ran it was left behind, because an actor on it did not give it back. See [`crate::SystemBuilder::watchdog`].
+    ArbiterStuck {
+        /// Where that actor is in the tree; it may be the one that this is the exit of.
+        path: String,
+        /// What it did not return from: the type of a message, or what else the actor did.
+        doing: String,
+    },
 }
 
 impl Exit {
@@ -68,6 +75,9 @@ impl fmt::Display for Exit {
             Exit::NoProc => f.write_str("no such process"),
             Exit::NoConnection => f.write_str("connection to the node lost"),
             Exit::ArbiterGone => f.write_str("its thread is gone"),
+            Exit::ArbiterStuck { path, doing } => {
+                write!(f, "its thread is stuck: `{path}` does not return from {doing}")
+            }
             Exit::RestartIntensity { child, last } => write!(f, "child `{child}` crashed too often, last: {last}"),
             Exit::StartFailed { child, reason } => write!(f, "child `{child}` failed to start: {reason}"),
         }

@@ -5,9 +5,13 @@
 use crate::exit::Exit;
 use crate::pid::Pid;
 use serde::{Deserialize, Serialize};
+use std::time::Duration;
 
 /// How many tree events a subscriber may lag behind; one that lags further is told how many it lost.
 pub const TREE_EVENTS: usize = 4_096;
+
+/// How many exits are remembered of each place in the tree.
+pub const LAST_EXITS: usize = 5;
 
 /// What a node of the tree is (OTP `type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +65,65 @@ pub struct ActorInfo {
     pub queue_max: usize,
     /// Messages that this incarnation has handled.
     pub messages: u64,
+    /// Messages that all incarnations have accepted and none has handled: they waited when one ended, had to make room for newer ones
+    /// ([`crate::Overflow::DropOldest`]), or were questions that their askers took back.
+    #[serde(default)]
+    pub dropped: u64,
+    /// Why its last incarnations ended, the last one first; at most [`LAST_EXITS`].
+    #[serde(default)]
+    pub last_exits: Vec<PastExit>,
+    /// Milliseconds since the oldest message that waits was sent. Known of messages that were sent while someone observes.
+    #[serde(default)]
+    pub queue_oldest_ms: Option<u64>,
+    /// What it has handled while someone observed, by type of message, the busiest first. See [`crate::System::observe`].
+    #[serde(default)]
+    pub by_message: Vec<MessageInfo>,
+    /// What its code does at this moment; `None` while its thread is not in it.
+    #[serde(default)]
+    pub current: Option<Current>,
+    /// What an earlier incarnation still does on a thread that was left behind. See [`crate::SystemBuilder::watchdog`].
+    #[serde(default)]
+    pub stuck: Option<Current>,
+}
+
+/// The end of an incarnation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastExit {
+    /// The number of the incarnation.
+    pub id: u64,
+    /// Why it ended; of a panic, with its place.
+    pub exit: Exit,
+    /// Milliseconds since then.
+    pub ago_ms: u64,
+}
+
+/// What an actor has done with messages of one type while someone observed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MessageInfo {
+    /// The Rust type of the message; or what else it was: tasks, timers and streams are counted together.
+    pub name: String,
+    /// How many it has handled.
+    pub count: u64,
+    /// Microseconds that its handlers took, together.
+    pub busy_us: u64,
+    /// Microseconds that the longest of them took.
+    pub longest_us: u64,
+    /// Microseconds that the messages waited in the mailbox, together.
+    pub waited_us: u64,
+}
+
+/// What an actor's code does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Current {
+    /// The type of the message that it handles, or what else it does.
+    pub doing: String,
+    /// Milliseconds since it began, as far as a watchdog has seen; 0 without one.
+    pub for_ms: u64,
+}
+
+/// In whole milliseconds.
+pub(crate) fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// What an arbiter does at one moment.
@@ -107,6 +170,17 @@ pub enum TreeEvent {
         /// Its place.
         path: String,
     },
+    /// It does not give its thread back. It and all others of that thread exit with [`Exit::ArbiterStuck`] next.
+    Stuck {
+        /// Its place.
+        path: String,
+        /// The incarnation.
+        pid: Pid,
+        /// The type of the message that it handles, or what else it does.
+        doing: String,
+        /// Milliseconds that it has been at it.
+        for_ms: u64,
+    },
 }
 
 impl TreeEvent {
@@ -116,7 +190,8 @@ impl TreeEvent {
             TreeEvent::Started { path, .. }
             | TreeEvent::Exited { path, .. }
             | TreeEvent::Restarting { path, .. }
-            | TreeEvent::Stopped { path } => path,
+            | TreeEvent::Stopped { path }
+            | TreeEvent::Stuck { path, .. } => path,
         }
     }
 }

@@ -45,7 +45,9 @@ mod ctx;
 mod error;
 mod exit;
 mod inspect;
+mod mailbox;
 mod note;
+mod observe;
 mod panic;
 mod pid;
 mod refs;
@@ -56,21 +58,28 @@ mod stand_in;
 mod supervisor;
 mod system;
 mod trace;
+mod watchdog;
+
+pub mod docs;
 
 pub use actor::{Actor, Down, Handler, Later, Message, Replier, Reply};
 pub use any::{ActorType, AnyRef};
 pub use ctx::{Ctx, TaskRef, TimerRef};
 pub use error::{AskError, BuildError, ChildError, SendError, StartError};
 pub use exit::Exit;
-pub use inspect::{ActorInfo, ArbiterInfo, Kind, State, TREE_EVENTS, TreeEvent};
+pub use inspect::{
+    ActorInfo, ArbiterInfo, Current, Kind, LAST_EXITS, MessageInfo, PastExit, State, TREE_EVENTS, TreeEvent,
+};
 pub use note::MESSAGE_SPANS;
+pub use observe::{MESSAGE_TYPES, OTHER_MESSAGES, Observer};
 pub use pid::{ExitWatch, MonitorRef, Pid};
 pub use refs::{Named, Ref};
 pub use spec::{
-    Backoff, ChildSpec, MAILBOX_MESSAGES, Placement, RESTART_INTENSITY, RESTART_PERIOD_MS, Restart, Shutdown, Strategy,
-    SupervisorSpec, WORKER_SHUTDOWN_MS,
+    Backoff, ChildSpec, MAILBOX_MAX_MESSAGES, MAILBOX_MESSAGES, Overflow, Placement, RESTART_INTENSITY,
+    RESTART_PERIOD_MS, Restart, Shutdown, Strategy, SupervisorSpec, WORKER_SHUTDOWN_MS,
 };
 pub use stand_in::{Proxy, StandIn};
 pub use supervisor::{ChildCount, ChildInfo, SupervisorRef};
 pub use system::{System, SystemBuilder};
 pub use trace::{TRACEPARENT_LEN, Trace, TraceError};
+pub use watchdog::{Overdue, STUCK_THREADS, Watch};

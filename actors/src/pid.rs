@@ -5,16 +5,21 @@
 use crate::actor::Down;
 use crate::error::SendError;
 use crate::exit::Exit;
+use crate::mailbox::Backlog;
+use crate::observe::Stats;
+use crate::shell::{Report, Reporter};
+use crate::spec::{Mailbox, Overflow};
 use crate::stand_in::Proxy;
+use crossbeam_utils::atomic::AtomicCell;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::Waker;
 use tokio::sync::{Notify, oneshot};
 
@@ -52,41 +57,95 @@ const ENDING: u8 = 16;
 const DEAD: u8 = 32;
 const REQUESTS: u8 = STOP | KILL | SIGNAL | SUBTREE;
 
+/// Its exit belongs to whoever set this: nobody else reports it, and none of its code is begun any more.
+const CLAIMED: u8 = 1;
+/// Its thread may be left behind while it lives, and with it whatever waits in its mailbox.
+const WATCHED: u8 = 2;
+/// No supervisor keeps it in its list, so nobody else would take it out of the tree.
+const ROOTLESS: u8 = 4;
+/// Someone looks at its queue and its handlers.
+const OBSERVED: u8 = 8;
+
+/// The name of what an actor does: `std::any::type_name` of its message, or of one of the types in [`doing`]. A function and not its
+/// result, because that fits into one atomic word.
+pub(crate) type Name = fn() -> &'static str;
+
+/// What an actor does that is no message.
+pub(crate) mod doing {
+    pub(crate) fn nothing() -> &'static str {
+        "nothing"
+    }
+    pub(crate) fn start() -> &'static str {
+        "its start"
+    }
+    pub(crate) fn signal() -> &'static str {
+        "a signal"
+    }
+    pub(crate) fn task() -> &'static str {
+        "a task, timer or stream"
+    }
+    pub(crate) fn stop() -> &'static str {
+        "its stop"
+    }
+    pub(crate) fn supervision() -> &'static str {
+        "supervision"
+    }
+}
+
 struct Cell {
     id: u64,
     path: Arc<str>,
     flags: AtomicU8,
+    marks: AtomicU8,
+    /// Where it runs; 0 before that is known.
+    arbiter: AtomicU32,
+    doing: AtomicCell<Name>,
     waker: AtomicWaker,
     mailbox: Account,
     control: Mutex<Control>,
 }
 
-/// How many messages are queued. actix's own bound grows with each sender, so this one decides.
+/// How many messages are queued, and what became of the others. actix's own bound grows with each sender, so this one decides.
 struct Account {
-    max: usize,
-    queued: AtomicUsize,
+    mailbox: Mailbox,
+    /// Messages that have room. [`CLOSED`] when there is room for none any more.
+    queued: AtomicU32,
+    waiting: AtomicU32,
+    /// Written by the actor's thread alone.
     handled: AtomicU64,
-    waiting: AtomicUsize,
-    room: Notify,
+    /// Accepted, and not handled.
+    dropped: AtomicU64,
+    /// Made for the first who waits for room.
+    room: OnceLock<Box<Notify>>,
 }
+
+/// More than any mailbox holds, so that one look tells both whether it is closed and whether it is full.
+const CLOSED: u32 = 1 << 31;
+/// What a closed account holds: messages that are taken out of it just then leave it closed.
+const CLOSING: u32 = CLOSED | CLOSED >> 1;
 
 #[derive(Default)]
 struct Control {
     exit: Option<Box<Exit>>,
     next_watch: u64,
     ties: Option<Box<Ties>>,
+    reporter: Reporter,
 }
 
 /// What few actors have: there may be as many actors as there are pods.
 #[derive(Default)]
 struct Ties {
     stop: Option<Exit>,
+    /// Where the messages of the actor lie, if not in actix's channel. Left there for the next incarnation when it ends.
+    backlog: Option<Arc<dyn Backlog>>,
     watchers: BTreeMap<u64, Watcher>,
     links: Vec<Pid>,
     /// At most one for each monitor and link that the actor made, or that was made to it.
     signals: VecDeque<Signal>,
     /// At most one for each subtree that the actor supervises.
     subtree_exits: VecDeque<(u64, Exit)>,
+    /// `None` while nobody looks.
+    stats: Option<Box<Stats>>,
     /// Of a stand-in for a process elsewhere, until it exits.
     proxy: Option<Arc<dyn Proxy>>,
     /// It is a stand-in.
@@ -106,18 +165,22 @@ pub(crate) enum Signal {
 }
 
 impl Pid {
-    pub(crate) fn new(id: u64, path: Arc<str>, mailbox: usize) -> Self {
+    pub(crate) fn new(id: u64, path: Arc<str>, mailbox: Mailbox) -> Self {
         Pid(Arc::new(Cell {
             id,
             path,
             flags: AtomicU8::new(0),
+            marks: AtomicU8::new(0),
+            arbiter: AtomicU32::new(0),
+            doing: AtomicCell::new(doing::nothing),
             waker: AtomicWaker::new(),
             mailbox: Account {
-                max: mailbox,
-                queued: AtomicUsize::new(0),
+                mailbox,
+                queued: AtomicU32::new(0),
+                waiting: AtomicU32::new(0),
                 handled: AtomicU64::new(0),
-                waiting: AtomicUsize::new(0),
-                room: Notify::new(),
+                dropped: AtomicU64::new(0),
+                room: OnceLock::new(),
             },
             control: Mutex::default(),
         }))
@@ -214,6 +277,109 @@ impl Pid {
         &self.0.path
     }
 
+    /// What it does from now on. One plain store.
+    #[inline]
+    pub(crate) fn doing(&self, name: Name) {
+        self.0.doing.store(name);
+    }
+
+    /// What it did last.
+    pub(crate) fn last_doing(&self) -> &'static str {
+        (self.0.doing.load())()
+    }
+
+    /// The id of the arbiter that it was put on.
+    pub(crate) fn arbiter(&self) -> u32 {
+        self.0.arbiter.load(Acquire)
+    }
+
+    pub(crate) fn set_arbiter(&self, id: u32) {
+        self.0.arbiter.store(id, Release);
+    }
+
+    /// Takes its exit into one's own hands. True for one caller only.
+    pub(crate) fn claim(&self) -> bool {
+        self.0.marks.fetch_or(CLAIMED, AcqRel) & CLAIMED == 0
+    }
+
+    /// Whether somebody has: no code of the actor's is to begin any more.
+    pub(crate) fn claimed(&self) -> bool {
+        self.0.marks.load(Acquire) & CLAIMED != 0
+    }
+
+    pub(crate) fn watch(&self) {
+        self.0.marks.fetch_or(WATCHED, AcqRel);
+    }
+
+    pub(crate) fn watched(&self) -> bool {
+        self.0.marks.load(Relaxed) & WATCHED != 0
+    }
+
+    pub(crate) fn set_rootless(&self, rootless: bool) {
+        match rootless {
+            true => self.0.marks.fetch_or(ROOTLESS, AcqRel),
+            false => self.0.marks.fetch_and(!ROOTLESS, AcqRel),
+        };
+    }
+
+    pub(crate) fn rootless(&self) -> bool {
+        self.0.marks.load(Acquire) & ROOTLESS != 0
+    }
+
+    /// Whether someone looks at it.
+    #[inline]
+    pub(crate) fn observed(&self) -> bool {
+        self.0.marks.load(Relaxed) & OBSERVED != 0
+    }
+
+    pub(crate) fn observe(&self) {
+        self.0.marks.fetch_or(OBSERVED, AcqRel);
+    }
+
+    /// Nobody looks any more. What was measured goes to the caller.
+    pub(crate) fn unobserve(&self) -> Option<Box<Stats>> {
+        if self.0.marks.fetch_and(!OBSERVED, AcqRel) & OBSERVED == 0 {
+            return None;
+        }
+        self.0.control.lock().ties.as_mut()?.stats.take()
+    }
+
+    /// Something is measured; not so when nobody looks any more.
+    pub(crate) fn stats<R>(&self, f: impl FnOnce(&mut Stats) -> R) -> Option<R> {
+        let mut control = self.0.control.lock();
+        self.observed().then(|| f(control.ties().stats.get_or_insert_default()))
+    }
+
+    /// What has been measured, if anything was.
+    pub(crate) fn measured<R>(&self, f: impl FnOnce(&Stats) -> R) -> Option<R> {
+        if !self.observed() {
+            return None;
+        }
+        self.0.control.lock().ties.as_ref()?.stats.as_deref().map(f)
+    }
+
+    /// Who is told how it starts and ends.
+    pub(crate) fn set_reporter(&self, reporter: Reporter) {
+        self.0.control.lock().reporter = reporter;
+    }
+
+    pub(crate) fn report_started(&self) {
+        let mut reporter = std::mem::take(&mut self.0.control.lock().reporter);
+        reporter.tell(Report::Started);
+        let exit = {
+            let mut control = self.0.control.lock();
+            match &control.exit {
+                // Meanwhile someone else has ended it, and found nobody to tell.
+                Some(exit) => Exit::clone(exit),
+                None => {
+                    control.reporter = reporter;
+                    return;
+                }
+            }
+        };
+        reporter.tell(Report::Exited(exit));
+    }
+
     pub(crate) fn register(&self, waker: &Waker) {
         self.0.waker.register(waker);
     }
@@ -247,34 +413,50 @@ impl Pid {
         self.raise(SUBTREE);
     }
 
-    /// From now on messages are refused.
+    /// Whether there are requests to take.
+    pub(crate) fn requested(&self) -> bool {
+        self.0.flags.load(Relaxed) & REQUESTS != 0
+    }
+
+    /// From now on messages are refused; those that wait will not be handled by this incarnation.
     pub(crate) fn set_ending(&self) {
         self.0.flags.fetch_or(ENDING, AcqRel);
-        self.0.mailbox.room.notify_waiters();
+        let mailbox = &self.0.mailbox;
+        let left = mailbox.queued.swap(CLOSING, SeqCst);
+        // What lies in a ring is counted when it is dropped, if it is.
+        if left & CLOSED == 0 && !mailbox.mailbox.has_ring() {
+            self.count_dropped(left.into());
+        }
+        if mailbox.waiting.load(SeqCst) > 0
+            && let Some(room) = mailbox.room.get()
+        {
+            room.notify_waiters();
+        }
     }
 
     pub(crate) fn ending(&self) -> bool {
         self.0.flags.load(Acquire) & (ENDING | DEAD) != 0
     }
 
-    /// Ends it: watchers and links learn the reason, once.
+    /// Ends it: watchers, links and whoever started it learn the reason, once.
     pub(crate) fn set_exit(&self, exit: &Exit) {
-        let (watchers, links, _proxy) = {
+        let (mut reporter, (watchers, links, _proxy)) = {
             let mut control = self.0.control.lock();
             if control.exit.is_some() {
                 return;
             }
             control.exit = Some(Box::new(exit.clone()));
-            self.0.flags.fetch_or(ENDING | DEAD, AcqRel);
-            match &mut control.ties {
+            self.0.flags.fetch_or(DEAD, AcqRel);
+            let told = match &mut control.ties {
                 Some(ties) => {
                     ties.signals = VecDeque::new();
                     (std::mem::take(&mut ties.watchers), std::mem::take(&mut ties.links), ties.proxy.take())
                 }
                 None => Default::default(),
-            }
+            };
+            (std::mem::take(&mut control.reporter), told)
         };
-        self.0.mailbox.room.notify_waiters();
+        self.set_ending();
         for (watch, watcher) in watchers {
             match watcher {
                 Watcher::Monitor(by) => {
@@ -291,6 +473,7 @@ impl Pid {
             link.forget_link(self);
             link.signal(Signal::Exit { from: self.clone(), reason: exit.clone() });
         }
+        reporter.tell(Report::Exited(exit.clone()));
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -406,29 +589,33 @@ impl Pid {
 
     // ---- the account of the mailbox ---------------------------------------------------------------------------------------
 
-    /// Takes room for one message.
-    pub(crate) fn reserve(&self) -> Result<(), SendError> {
-        if self.ending() {
-            return Err(SendError::Closed);
-        }
-        let mailbox = &self.0.mailbox;
-        mailbox
-            .queued
-            .fetch_update(SeqCst, SeqCst, |queued| (queued < mailbox.max).then_some(queued + 1))
-            .map(|_| ())
-            .map_err(|_| SendError::Full)
+    pub(crate) fn mailbox(&self) -> Mailbox {
+        self.0.mailbox.mailbox
     }
 
-    /// Waits for room. Fails only when the actor ends.
+    /// Takes room for one message.
+    pub(crate) fn reserve(&self) -> Result<(), SendError> {
+        let mailbox = &self.0.mailbox;
+        let max = mailbox.mailbox.messages;
+        match mailbox.queued.fetch_update(SeqCst, SeqCst, |queued| (queued < max).then_some(queued + 1)) {
+            Ok(_) => Ok(()),
+            Err(queued) if queued & CLOSED != 0 => Err(SendError::Closed),
+            Err(_) => Err(SendError::Full),
+        }
+    }
+
+    /// Waits for room, if the mailbox makes senders wait; then it fails only when the actor ends.
     pub(crate) async fn reserve_when_free(&self) -> Result<(), SendError> {
         match self.reserve() {
-            Err(SendError::Full) => {}
+            Err(SendError::Full) if self.0.mailbox.mailbox.overflow == Overflow::Wait => {}
             done => return done,
         }
         let mailbox = &self.0.mailbox;
+        // Made before it is counted: who sees that someone waits finds where.
+        let room = mailbox.room.get_or_init(Box::default);
         let _waiting = Waiting::new(&mailbox.waiting);
         loop {
-            let mut room = std::pin::pin!(mailbox.room.notified());
+            let mut room = std::pin::pin!(room.notified());
             // Enabled before the next look, so that room made in between is not missed.
             room.as_mut().enable();
             match self.reserve() {
@@ -442,22 +629,81 @@ impl Pid {
     pub(crate) fn release(&self) {
         let mailbox = &self.0.mailbox;
         mailbox.queued.fetch_sub(1, SeqCst);
-        if mailbox.waiting.load(SeqCst) > 0 {
-            mailbox.room.notify_one();
+        if mailbox.waiting.load(SeqCst) > 0
+            && let Some(room) = mailbox.room.get()
+        {
+            room.notify_one();
         }
-        mailbox.handled.fetch_add(1, Relaxed);
+    }
+
+    /// A ring took a message for which no room was reserved.
+    pub(crate) fn count_queued(&self) {
+        self.0.mailbox.queued.fetch_add(1, SeqCst);
+    }
+
+    /// Messages of the incarnation before.
+    pub(crate) fn start_with(&self, messages: usize) {
+        self.0.mailbox.queued.store(u32::try_from(messages).unwrap_or(CLOSED - 1), SeqCst);
+    }
+
+    /// Called by the actor's thread alone.
+    pub(crate) fn count_handled(&self) {
+        let handled = &self.0.mailbox.handled;
+        handled.store(handled.load(Relaxed) + 1, Relaxed);
+    }
+
+    pub(crate) fn count_dropped(&self, messages: u64) {
+        self.0.mailbox.dropped.fetch_add(messages, Relaxed);
     }
 
     pub(crate) fn queue_len(&self) -> usize {
-        self.0.mailbox.queued.load(Relaxed)
+        match self.0.mailbox.queued.load(Relaxed) {
+            queued if queued & CLOSED == 0 => queued as usize,
+            _ => 0,
+        }
     }
 
     pub(crate) fn queue_max(&self) -> usize {
-        self.0.mailbox.max
+        self.0.mailbox.mailbox.messages as usize
     }
 
     pub(crate) fn messages(&self) -> u64 {
         self.0.mailbox.handled.load(Relaxed)
+    }
+
+    /// Messages that this incarnation accepted and did not handle.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.0.mailbox.dropped.load(Relaxed)
+    }
+
+    // ---- the ring, where it has one -----------------------------------------------------------------------------------------
+
+    pub(crate) fn backlog(&self) -> Option<Arc<dyn Backlog>> {
+        self.0.control.lock().ties.as_ref()?.backlog.clone()
+    }
+
+    pub(crate) fn set_backlog(&self, backlog: Arc<dyn Backlog>) {
+        self.0.control.lock().ties().backlog = Some(backlog);
+    }
+
+    /// Takes from an incarnation that has ended what it leaves to the next one.
+    pub(crate) fn take_backlog(&self) -> Option<Arc<dyn Backlog>> {
+        if !self.mailbox().has_ring() {
+            return None;
+        }
+        self.0.control.lock().ties.as_mut()?.backlog.take()
+    }
+
+    /// The incarnation has ended, its counts are final. A ring that is not kept is emptied.
+    pub(crate) fn close_backlog(&self) {
+        let mailbox = self.mailbox();
+        if mailbox.keep {
+            if let Some(backlog) = self.backlog() {
+                backlog.close(self.0.id);
+            }
+        } else if let Some(backlog) = self.take_backlog() {
+            self.count_dropped(backlog.abandon(None) as u64);
+        }
     }
 }
 
@@ -557,10 +803,10 @@ impl fmt::Debug for ExitWatch {
     }
 }
 
-struct Waiting<'a>(&'a AtomicUsize);
+struct Waiting<'a>(&'a AtomicU32);
 
 impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
+    fn new(count: &'a AtomicU32) -> Self {
         count.fetch_add(1, SeqCst);
         Waiting(count)
     }

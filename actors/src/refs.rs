@@ -5,61 +5,110 @@
 use crate::actor::{Actor, Answer, Handler, Message};
 use crate::error::{AskError, SendError};
 use crate::exit::Exit;
+use crate::mailbox::{Answerer, Asker, Letter, Parcel, Posted, Pull, Put, Question, Ring, Timed};
 use crate::note::Note;
-use crate::panic::drop_guarded;
+use crate::panic::drop_foreign;
 use crate::pid::Pid;
 use crate::shell::Host;
+use crate::spec::Overflow;
 use crate::system::Inner;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 
 /// The receiving end of one incarnation.
 pub(crate) struct Inbox<A: Actor> {
     pid: Pid,
     address: actix::Addr<Host<A>>,
+    /// Where the messages are, if not in actix's channel.
+    ring: Option<Arc<Ring<A>>>,
 }
 
 impl<A: Actor> Inbox<A> {
-    pub(crate) fn new(pid: Pid, address: actix::Addr<Host<A>>) -> Self {
-        Inbox { pid, address }
-    }
-}
-
-/// A message with the one who waits for its answer, if any.
-pub(crate) struct Question<M: Message> {
-    /// `None` only once it was taken.
-    message: Option<M>,
-    asker: Option<Asker<M>>,
-    /// `None` while nobody looks.
-    note: Option<Box<Note>>,
-}
-
-/// Whoever waits for an answer.
-type Asker<M> = oneshot::Sender<Answer<<M as Message>::Reply>>;
-
-impl<M: Message> Question<M> {
-    /// Whoever asked does not wait any more: it would be work for nobody.
-    pub(crate) fn given_up(&self) -> bool {
-        self.asker.as_ref().is_some_and(oneshot::Sender::is_closed)
+    pub(crate) fn new(pid: Pid, address: actix::Addr<Host<A>>, ring: Option<Arc<Ring<A>>>) -> Self {
+        let inbox = Inbox { pid, address, ring };
+        if inbox.ring.as_ref().is_some_and(|ring| ring.adopt(&inbox.pid)) {
+            inbox.pull();
+        }
+        inbox
     }
 
-    pub(crate) fn take_note(&mut self) -> Option<Box<Note>> {
-        self.note.take()
+    pub(crate) fn address(&self) -> actix::Addr<Host<A>> {
+        self.address.clone()
     }
 
-    pub(crate) fn into_parts(mut self) -> (Option<M>, Option<Asker<M>>) {
-        (self.message.take(), self.asker.take())
+    pub(crate) fn ring(&self) -> Option<&Ring<A>> {
+        self.ring.as_deref()
     }
-}
 
-impl<M: Message> Drop for Question<M> {
-    fn drop(&mut self) {
-        // A panic in the Drop of one message must not lose those behind it, nor their askers.
-        if let Some(message) = self.message.take() {
-            drop_guarded(message);
+    /// Has the actor look into its ring.
+    pub(crate) fn pull(&self) {
+        self.address.do_send(Parcel::new(Pull));
+    }
+
+    /// Not bounded by actix: the room was taken from the account of the pid.
+    fn put<M: Message>(&self, message: M, asker: Option<Asker<M>>, deadline: Option<Instant>)
+    where
+        A: Handler<M>,
+    {
+        let question = Question::new(message, asker);
+        let note = Note::for_message(&self.pid);
+        self.address.do_send(if deadline.is_none() && note.is_none() {
+            Parcel::new(question)
+        } else {
+            Parcel::new(Timed { question, deadline, note })
+        });
+    }
+
+    /// Puts a letter into the ring; there is room, or the oldest goes.
+    fn post(&self, ring: &Ring<A>, letter: Box<dyn Letter<A>>) -> Result<(), SendError> {
+        let mailbox = self.pid.mailbox();
+        let max = (mailbox.overflow == Overflow::DropOldest).then_some(mailbox.messages as usize);
+        match ring.put(&self.pid, letter, max) {
+            Put::Done { pull } => {
+                if pull {
+                    self.pull();
+                }
+            }
+            Put::Instead(mut oldest) => {
+                oldest.refuse(AskError::Dropped);
+                drop_foreign(oldest);
+            }
+            Put::Closed => return Err(SendError::Closed),
+        }
+        Ok(())
+    }
+
+    fn posted<M: Message>(
+        &self,
+        message: M,
+        asker: Option<Asker<M>>,
+        deadline: Option<Instant>,
+        answerer: Option<Answerer>,
+    ) -> Box<dyn Letter<A>>
+    where
+        A: Handler<M>,
+    {
+        let note = Note::for_message(&self.pid);
+        Box::new(Posted { question: Question::new(message, asker), deadline, answerer, note })
+    }
+
+    /// Takes room in the ring, unless it is made by dropping.
+    fn reserve(&self) -> Result<(), SendError> {
+        match self.pid.mailbox().overflow {
+            Overflow::DropOldest if self.pid.ending() => Err(SendError::Closed),
+            Overflow::DropOldest => Ok(()),
+            Overflow::Wait | Overflow::Fail => self.pid.reserve(),
+        }
+    }
+
+    async fn reserve_when_free(&self) -> Result<(), SendError> {
+        match self.reserve() {
+            Err(SendError::Full) => self.pid.reserve_when_free().await,
+            done => done,
         }
     }
 }
@@ -72,56 +121,121 @@ impl<A: Actor> Ref<A> {
         Ref(inbox)
     }
 
+    pub(crate) fn inbox(&self) -> &Arc<Inbox<A>> {
+        &self.0
+    }
+
     /// The identity of the incarnation.
     pub fn pid(&self) -> Pid {
         self.0.pid.clone()
     }
 
-    /// Puts a message into the mailbox, never waits (OTP `cast`). No promise that it is handled: the actor may end first.
+    /// Puts a message into the mailbox, never waits (OTP `cast`). When the mailbox is full, its [`Overflow`] decides: the message is
+    /// refused, or the oldest one that waits makes room. No promise that it is handled: the actor may end first.
     pub fn tell<M: Message>(&self, message: M) -> Result<(), SendError>
     where
         A: Handler<M>,
     {
+        if let Some(ring) = &self.0.ring {
+            self.0.reserve()?;
+            return self.0.post(ring, self.0.posted(message, None, None, None));
+        }
         self.0.pid.reserve()?;
-        self.put(message, None);
+        self.0.put(message, None, None);
         Ok(())
     }
 
-    /// As [`Ref::tell`], but waits while the mailbox is full. A task that sends without end gives its thread back now and then, also
-    /// when there is always room: it takes part in tokio's cooperative budget.
+    /// As [`Ref::tell`], but waits while the mailbox is full, if its [`Overflow`] says so. A task that sends without end gives its
+    /// thread back now and then, also when there is always room: it takes part in tokio's cooperative budget.
     pub async fn send<M: Message>(&self, message: M) -> Result<(), SendError>
     where
         A: Handler<M>,
     {
         tokio::task::coop::consume_budget().await;
+        if let Some(ring) = &self.0.ring {
+            self.0.reserve_when_free().await?;
+            return self.0.post(ring, self.0.posted(message, None, None, None));
+        }
         self.0.pid.reserve_when_free().await?;
-        self.put(message, None);
+        self.0.put(message, None, None);
         Ok(())
     }
 
-    /// Waits for room in the mailbox, then for the answer (OTP `call` without a time limit).
+    /// Waits for room in the mailbox, then for the answer (OTP `call` without a time limit). Dropped before it is ready, it takes the
+    /// question back: one that waits in the mailbox then is not handled.
     pub async fn ask<M: Message>(&self, message: M) -> Result<M::Reply, AskError>
     where
         A: Handler<M>,
     {
-        if self.0.pid.reserve_when_free().await.is_err() {
-            return Err(self.gone().await);
+        if let Some(ring) = &self.0.ring {
+            return Box::pin(self.ask_ring(ring, message, None)).await;
+        }
+        if let Err(refused) = self.0.pid.reserve_when_free().await {
+            return Err(self.refused(refused).await);
         }
         let (tx, rx) = oneshot::channel();
-        self.put(message, Some(tx));
-        match rx.await {
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(_)) => Err(AskError::NoReply),
-            Err(_) => Err(AskError::Exited(self.0.pid.exited().await)),
-        }
+        self.0.put(message, Some(tx), None);
+        self.answered(rx).await
     }
 
-    /// As [`Ref::ask`], for at most `limit`.
+    /// As [`Ref::ask`], for at most `limit`. See [`Ref::ask_until`].
     pub async fn ask_timeout<M: Message>(&self, message: M, limit: Duration) -> Result<M::Reply, AskError>
     where
         A: Handler<M>,
     {
-        tokio::time::timeout(limit, self.ask(message)).await.unwrap_or(Err(AskError::Timeout))
+        self.ask_until(message, Instant::now().checked_add(limit)).await
+    }
+
+    /// As [`Ref::ask`], until `deadline` at most; `None` is without limit. The actor knows the deadline: a question whose deadline has
+    /// passed is not handled, and the handler of one finds it in [`Ctx::deadline`](crate::Ctx::deadline), so that the questions which
+    /// it asks in turn can have the same.
+    pub async fn ask_until<M: Message>(
+        &self,
+        message: M,
+        deadline: impl Into<Option<Instant>>,
+    ) -> Result<M::Reply, AskError>
+    where
+        A: Handler<M>,
+    {
+        let Some(deadline) = deadline.into() else { return self.ask(message).await };
+        if deadline <= Instant::now() {
+            return Err(AskError::Timeout);
+        }
+        let asked = async {
+            if let Some(ring) = &self.0.ring {
+                return Box::pin(self.ask_ring(ring, message, Some(deadline))).await;
+            }
+            if let Err(refused) = self.0.pid.reserve_when_free().await {
+                return Err(self.refused(refused).await);
+            }
+            let (tx, rx) = oneshot::channel();
+            self.0.put(message, Some(tx), Some(deadline));
+            self.answered(rx).await
+        };
+        tokio::time::timeout_at(deadline, asked).await.unwrap_or(Err(AskError::Timeout))
+    }
+
+    async fn ask_ring<M: Message>(
+        &self,
+        ring: &Ring<A>,
+        message: M,
+        deadline: Option<Instant>,
+    ) -> Result<M::Reply, AskError>
+    where
+        A: Handler<M>,
+    {
+        if let Err(refused) = self.0.reserve_when_free().await {
+            return Err(self.refused(refused).await);
+        }
+        let (tx, rx) = oneshot::channel();
+        let answerer = self.0.pid.mailbox().keep.then(|| Arc::new(watch::Sender::new(self.0.pid.clone())));
+        if let Err(refused) = self.0.post(ring, self.0.posted(message, Some(tx), deadline, answerer.clone())) {
+            return Err(self.refused(refused).await);
+        }
+        match answerer {
+            None => self.answered(rx).await,
+            Some(answerer) => kept(rx, answerer, self.0.pid.watched()).await,
+        }
     }
 
     /// Asks it to stop. See [`Pid::stop`].
@@ -134,19 +248,68 @@ impl<A: Actor> Ref<A> {
         self.0.pid.kill();
     }
 
-    async fn gone(&self) -> AskError {
+    /// Waits for the answer of this incarnation.
+    async fn answered<R>(&self, answer: oneshot::Receiver<Answer<R>>) -> Result<R, AskError> {
+        let answer = if self.0.pid.watched() { Box::pin(self.answered_watched(answer)).await } else { answer.await };
+        match told(answer) {
+            Some(told) => told,
+            None => Err(AskError::Exited(self.0.pid.exited().await)),
+        }
+    }
+
+    /// What a thread that was left behind holds is not dropped, and the sender of the answer with it; so the exit counts, too.
+    async fn answered_watched<R>(
+        &self,
+        answer: oneshot::Receiver<Answer<R>>,
+    ) -> Result<Answer<R>, oneshot::error::RecvError> {
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            exit = self.0.pid.exited() => Ok(Err(Box::new(AskError::Exited(exit)))),
+        }
+    }
+
+    async fn refused(&self, why: SendError) -> AskError {
         match self.0.pid.exit() {
+            _ if why == SendError::Full => AskError::Full,
             Some(_) => AskError::NoProc,
             None => AskError::Exited(self.0.pid.exited().await),
         }
     }
+}
 
-    fn put<M: Message>(&self, message: M, asker: Option<Asker<M>>)
-    where
-        A: Handler<M>,
-    {
-        // Not bounded by actix: the room was taken from the account of the pid.
-        self.0.address.do_send(Question { message: Some(message), asker, note: Note::for_message() });
+/// What an asker learns. `None`: there will be no answer, and nobody said why, so the one who had to answer has ended.
+fn told<R>(answer: Result<Answer<R>, oneshot::error::RecvError>) -> Option<Result<R, AskError>> {
+    Some(answer.ok()?.map_err(|why| *why))
+}
+
+/// The exit of whoever had to answer.
+async fn exited(answerer: &Answerer) -> AskError {
+    let pid = answerer.borrow().clone();
+    AskError::Exited(pid.exited().await)
+}
+
+/// Waits for the answer to a question that outlives the incarnation which was asked. `watched`: the one that takes it may be left behind
+/// with its thread, and then drops nothing.
+async fn kept<R>(answer: oneshot::Receiver<Answer<R>>, answerer: Answerer, watched: bool) -> Result<R, AskError> {
+    let answer = if watched {
+        let mut taken = answerer.subscribe();
+        let exit = async {
+            // It cannot hang up: we hold it.
+            let _ = taken.changed().await;
+            exited(&answerer).await
+        };
+        tokio::select! {
+            biased;
+            answer = answer => answer,
+            exit = exit => return Err(exit),
+        }
+    } else {
+        answer.await
+    };
+    match told(answer) {
+        Some(told) => told,
+        None => Err(exited(&answerer).await),
     }
 }
 
@@ -214,6 +377,18 @@ impl<A: Actor> Named<A> {
         A: Handler<M>,
     {
         self.resolve().ok_or(AskError::NoProc)?.ask_timeout(message, limit).await
+    }
+
+    /// See [`Ref::ask_until`].
+    pub async fn ask_until<M: Message>(
+        &self,
+        message: M,
+        deadline: impl Into<Option<Instant>>,
+    ) -> Result<M::Reply, AskError>
+    where
+        A: Handler<M>,
+    {
+        self.resolve().ok_or(AskError::NoProc)?.ask_until(message, deadline).await
     }
 
     /// The pid of the present incarnation.

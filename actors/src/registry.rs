@@ -3,12 +3,14 @@
 //! Must never call out while locked. Written by supervisors and by ending actors, read by lookups and observers.
 
 use crate::exit::Exit;
-use crate::inspect::{ActorInfo, Kind, State};
+use crate::inspect::{ActorInfo, Current, Kind, LAST_EXITS, PastExit, State, ms};
+use crate::observe::Totals;
 use crate::pid::Pid;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use std::any::Any;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -18,6 +20,10 @@ pub(crate) type AnyInbox = Arc<dyn Any + Send + Sync>;
 #[derive(Default)]
 pub(crate) struct Registry {
     nodes: RwLock<HashMap<Arc<str>, Node>>,
+    /// By type name.
+    totals: Mutex<HashMap<&'static str, Totals>>,
+    /// How many look. Changed only while the nodes are locked.
+    observers: AtomicUsize,
 }
 
 struct Node {
@@ -26,8 +32,19 @@ struct Node {
     state: Life,
     since: Instant,
     restarts: u32,
-    last_exit: Option<Box<Exit>>,
+    /// The last one first.
+    #[expect(clippy::box_collection, reason = "most never exit, and there may be as many as there are pods")]
+    exits: Option<Box<VecDeque<Past>>>,
+    /// Messages that earlier incarnations did not handle.
+    dropped: u64,
     live: Option<(Pid, Option<AnyInbox>)>,
+}
+
+/// The end of an incarnation.
+struct Past {
+    id: u64,
+    exit: Exit,
+    at: Instant,
 }
 
 #[derive(Clone, Copy)]
@@ -56,17 +73,31 @@ impl Registry {
             state: Life::Starting,
             since: Instant::now(),
             restarts: 0,
-            last_exit: None,
+            exits: None,
+            dropped: 0,
             live: None,
         });
-        if node.live.is_some() {
-            return false;
+        match &mut node.live {
+            // A supervisor comes twice: before its spec is made, and then with it.
+            Some((live, own)) if live == pid => {
+                *own = inbox;
+                node.type_name = type_name;
+                return true;
+            }
+            Some(_) => return false,
+            None => {}
         }
         node.kind = kind;
         node.type_name = type_name;
         node.state = Life::Starting;
         node.since = Instant::now();
         node.restarts += u32::from(restart);
+        if self.observers.load(Relaxed) > 0 {
+            pid.observe();
+        }
+        if restart {
+            self.totals.lock().entry(type_name).or_default().restarts += 1;
+        }
         node.live = Some((pid.clone(), inbox));
         true
     }
@@ -84,7 +115,9 @@ impl Registry {
         let mut gone = None;
         self.update(pid, |node| {
             node.state = Life::Stopped;
-            node.last_exit = Some(Box::new(exit.clone()));
+            node.past(pid, exit);
+            self.totals.lock().entry(node.type_name).or_default().ended(pid, exit);
+            node.dropped += pid.dropped();
             gone = node.live.take();
         });
         drop(gone); // outside the lock: the mailbox may hold messages whose Drop does anything
@@ -101,6 +134,13 @@ impl Registry {
     pub(crate) fn stopped(&self, path: &str) {
         if let Some(node) = self.nodes.write().get_mut(path).filter(|node| node.live.is_none()) {
             node.state = Life::Stopped;
+        }
+    }
+
+    /// Messages that earlier incarnations left behind, and no later one will handle.
+    pub(crate) fn dropped(&self, path: &str, messages: u64) {
+        if let Some(node) = self.nodes.write().get_mut(path) {
+            node.dropped += messages;
         }
     }
 
@@ -131,12 +171,56 @@ impl Registry {
         self.nodes.read().values().filter_map(|node| Some(node.live.as_ref()?.0.clone())).collect()
     }
 
-    /// All nodes in the order of their paths.
-    pub(crate) fn tree(&self) -> Vec<ActorInfo> {
+    pub(crate) fn type_name(&self, path: &str) -> Option<&'static str> {
+        Some(self.nodes.read().get(path)?.type_name)
+    }
+
+    /// What lies below the paths for which this is true, and does not live, is no longer part of the tree.
+    pub(crate) fn forget_below(&self, gone: impl Fn(&str) -> bool) {
+        self.nodes.write().retain(|path, node| node.live.is_some() || !above(path).any(&gone));
+    }
+
+    /// All nodes in the order of their paths. `running`: who has the arbiters' threads, and since how many milliseconds.
+    pub(crate) fn tree(&self, running: &[(u64, u64)]) -> Vec<ActorInfo> {
         let now = Instant::now();
-        let mut tree: Vec<ActorInfo> = self.nodes.read().iter().map(|(path, node)| node.info(path, now)).collect();
+        let mut tree: Vec<ActorInfo> =
+            self.nodes.read().iter().map(|(path, node)| node.info(path, now, running)).collect();
         tree.sort_unstable_by(|a, b| a.path.split('/').cmp(b.path.split('/')));
         tree
+    }
+
+    /// Someone looks, at all that live and all that will.
+    pub(crate) fn observe(&self) {
+        let nodes = self.nodes.write();
+        self.observers.fetch_add(1, Relaxed);
+        nodes.values().filter_map(|node| node.live.as_ref()).for_each(|(pid, _)| pid.observe());
+    }
+
+    pub(crate) fn unobserve(&self) {
+        let nodes = self.nodes.write();
+        if self.observers.fetch_sub(1, Relaxed) > 1 {
+            return;
+        }
+        let mut totals = self.totals.lock();
+        for node in nodes.values() {
+            if let Some(stats) = node.live.as_ref().and_then(|(pid, _)| pid.unobserve()) {
+                totals.entry(node.type_name).or_default().measured(&stats);
+            }
+        }
+    }
+
+    /// Shows all that live.
+    pub(crate) fn each_live(&self, mut f: impl FnMut(&Pid, Kind, &'static str)) {
+        for node in self.nodes.read().values() {
+            if let Some((pid, _)) = &node.live {
+                f(pid, node.kind, node.type_name);
+            }
+        }
+    }
+
+    /// The accounts of all types that have ever ended.
+    pub(crate) fn totals(&self) -> HashMap<&'static str, Totals> {
+        self.totals.lock().clone()
     }
 
     fn update(&self, pid: &Pid, f: impl FnOnce(&mut Node)) {
@@ -149,10 +233,35 @@ impl Registry {
     }
 }
 
+/// The paths above one, nearest first.
+pub(crate) fn above(path: &str) -> impl Iterator<Item = &str> {
+    path.rmatch_indices('/').map(|(at, _)| &path[..at])
+}
+
 impl Node {
-    fn info(&self, path: &str, now: Instant) -> ActorInfo {
+    fn past(&mut self, pid: &Pid, exit: &Exit) {
+        let exits = self.exits.get_or_insert_default();
+        exits.truncate(LAST_EXITS - 1);
+        // Most have ended once, if ever.
+        exits.reserve_exact(1);
+        exits.push_front(Past { id: pid.id(), exit: exit.clone(), at: Instant::now() });
+    }
+
+    fn past_exits(&self, now: Instant) -> Vec<PastExit> {
+        let Some(exits) = &self.exits else { return Vec::new() };
+        let past = |past: &Past| {
+            let ago_ms = ms(now.saturating_duration_since(past.at));
+            PastExit { id: past.id, exit: past.exit.clone(), ago_ms }
+        };
+        exits.iter().map(past).collect()
+    }
+
+    fn info(&self, path: &str, now: Instant, running: &[(u64, u64)]) -> ActorInfo {
         let pid = self.live.as_ref().map(|(pid, _)| pid);
-        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let current = pid.and_then(|pid| {
+            let (_, for_ms) = *running.iter().find(|(id, _)| *id == pid.id())?;
+            Some(Current { doing: pid.last_doing().to_owned(), for_ms })
+        });
         ActorInfo {
             path: path.to_owned(),
             kind: self.kind,
@@ -168,10 +277,16 @@ impl Node {
             id: pid.map(Pid::id),
             uptime_ms: if pid.is_some() { ms(now.saturating_duration_since(self.since)) } else { 0 },
             restarts: self.restarts,
-            last_exit: self.last_exit.as_deref().cloned(),
+            last_exit: self.exits.as_ref().and_then(|exits| exits.front()).map(|past| past.exit.clone()),
+            last_exits: self.past_exits(now),
+            queue_oldest_ms: pid.and_then(|pid| pid.measured(|stats| stats.oldest(now).map(ms))).flatten(),
+            by_message: pid.and_then(|pid| pid.measured(|stats| stats.messages())).unwrap_or_default(),
             queue_len: pid.map_or(0, Pid::queue_len),
             queue_max: pid.map_or(0, Pid::queue_max),
             messages: pid.map_or(0, Pid::messages),
+            dropped: self.dropped + pid.map_or(0, Pid::dropped),
+            current,
+            stuck: None,
         }
     }
 }

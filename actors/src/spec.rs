@@ -9,8 +9,10 @@ use std::time::Duration;
 
 /// How long a worker may take to stop before it is killed, unless its spec says otherwise (OTP: 5 s).
 pub const WORKER_SHUTDOWN_MS: u64 = 5_000;
-/// How many messages a mailbox holds, unless the spec says otherwise. When full: `tell` fails, `send` and `ask` wait.
+/// How many messages a mailbox holds, unless the spec says otherwise. What happens when it is full: [`Overflow`].
 pub const MAILBOX_MESSAGES: usize = 1_024;
+/// The largest mailbox, in messages; a spec that asks for more gets this.
+pub const MAILBOX_MAX_MESSAGES: usize = (1 << 31) - 1;
 /// How many restarts a supervisor allows within [`RESTART_PERIOD_MS`], unless its spec says otherwise (OTP: 1).
 pub const RESTART_INTENSITY: u32 = 1;
 /// The window in which restarts are counted, unless the spec says otherwise (OTP: 5 s).
@@ -97,6 +99,44 @@ pub enum Placement {
     Arbiter(usize),
 }
 
+/// What a full mailbox does with one more message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Overflow {
+    /// Who sends waits: `send` and `ask` until there is room. `tell`, which cannot wait, fails with [`crate::SendError::Full`].
+    #[default]
+    Wait,
+    /// Who sends is refused at once, so that nobody piles up behind a slow actor: `tell` and `send` fail with
+    /// [`crate::SendError::Full`], `ask` with [`crate::AskError::Full`].
+    Fail,
+    /// The message that waits longest is dropped and counted, and the new one takes its room: for what is worth only its newest state.
+    /// Nothing waits and nothing is refused; who asked what was dropped learns [`crate::AskError::Dropped`].
+    DropOldest,
+}
+
+/// The mailbox of an incarnation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mailbox {
+    pub(crate) messages: u32,
+    pub(crate) overflow: Overflow,
+    /// Messages outlive a crash.
+    pub(crate) keep: bool,
+}
+
+impl Mailbox {
+    /// A supervisor has none.
+    pub(crate) const NONE: Mailbox = Mailbox { messages: 0, overflow: Overflow::Wait, keep: false };
+
+    pub(crate) fn new(messages: usize) -> Self {
+        let messages = messages.clamp(1, MAILBOX_MAX_MESSAGES);
+        Mailbox { messages: u32::try_from(messages).unwrap_or(u32::MAX >> 1), ..Mailbox::NONE }
+    }
+
+    /// Whether the messages lie in a ring of ours, and not in actix's channel.
+    pub(crate) fn has_ring(&self) -> bool {
+        self.keep || self.overflow == Overflow::DropOldest
+    }
+}
+
 /// One child of a supervisor.
 #[derive(Clone)]
 pub struct ChildSpec {
@@ -104,7 +144,7 @@ pub struct ChildSpec {
     pub(crate) restart: Restart,
     pub(crate) shutdown: Shutdown,
     pub(crate) backoff: Option<Arc<Backoff>>,
-    pub(crate) mailbox: usize,
+    pub(crate) mailbox: Mailbox,
     pub(crate) placement: Placement,
     pub(crate) start: Start,
 }
@@ -123,7 +163,7 @@ impl ChildSpec {
             restart: Restart::Permanent,
             shutdown: Shutdown::Timeout(Duration::from_millis(WORKER_SHUTDOWN_MS)),
             backoff: None,
-            mailbox: MAILBOX_MESSAGES,
+            mailbox: Mailbox::new(MAILBOX_MESSAGES),
             placement: Placement::Inherit,
             start: Start::Actor(Arc::new(WorkerFactory::new(make))),
         }
@@ -136,7 +176,7 @@ impl ChildSpec {
             restart: Restart::Permanent,
             shutdown: Shutdown::Infinity,
             backoff: None,
-            mailbox: 0,
+            mailbox: Mailbox::NONE,
             placement: Placement::Inherit,
             start: Start::Supervisor(Arc::new(make)),
         }
@@ -154,9 +194,23 @@ impl ChildSpec {
         self
     }
 
-    /// How many messages its mailbox holds; at least one. Means nothing for a supervisor.
+    /// How many messages its mailbox holds; at least one, at most [`MAILBOX_MAX_MESSAGES`]. Means nothing for a supervisor.
     pub fn mailbox(mut self, messages: usize) -> Self {
-        self.mailbox = messages.max(1);
+        self.mailbox.messages = Mailbox::new(messages).messages;
+        self
+    }
+
+    /// What its mailbox does when it is full. Means nothing for a supervisor.
+    pub fn overflow(mut self, overflow: Overflow) -> Self {
+        self.mailbox.overflow = overflow;
+        self
+    }
+
+    /// Messages that wait when an incarnation ends are there for the next one, in their order, and whoever asked waits on; without
+    /// this they are dropped. The message that was being handled does not come again: if it made the actor crash, it would do so each
+    /// time. When the supervisor does not start the child again, they are dropped after all. Means nothing for a supervisor.
+    pub fn keep_mailbox(mut self) -> Self {
+        self.mailbox.keep = true;
         self
     }
 

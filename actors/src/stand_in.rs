@@ -5,6 +5,7 @@
 
 use crate::exit::Exit;
 use crate::pid::{Pid, WeakPid};
+use crate::spec::Mailbox;
 use std::fmt;
 use std::sync::Arc;
 
@@ -31,7 +32,7 @@ pub struct StandIn(WeakPid);
 impl Pid {
     /// A pid for a process that runs elsewhere. `id` and `path` are shown, and need not be unique: no registry knows a stand-in.
     pub fn stand_in(id: u64, path: impl Into<Arc<str>>, proxy: Arc<dyn Proxy>) -> (Pid, StandIn) {
-        let pid = Pid::new(id, path.into(), 0);
+        let pid = Pid::new(id, path.into(), Mailbox::NONE);
         pid.set_proxy(proxy);
         let stand_in = StandIn(pid.downgrade());
         (pid, stand_in)

@@ -3,12 +3,13 @@
 //! Must never decide: what is restarted, when, and in which order is `core::supervisor`'s. Started by [`crate::System`], by
 //! [`crate::Ctx::supervise`], and by another supervisor whose child it is.
 
+use crate::arbiter::{self, Heartbeat};
 use crate::core::supervisor::{Action, Asker, Child, ChildState, Event, Inc, Key, Policy, Supervisor, Timer};
 use crate::error::ChildError;
 use crate::exit::Exit;
 use crate::inspect::{Kind, TreeEvent};
 use crate::panic::{drop_guarded, guarded, take_drop_panic};
-use crate::pid::{Entered, KILL, Pid, STOP};
+use crate::pid::{Entered, KILL, Pid, STOP, doing};
 use crate::registry::AnyInbox;
 use crate::shell::{ExitGuard, Report, Reporter};
 use crate::spec::{ChildSpec, Start, Strategy, SupervisorSpec};
@@ -189,7 +190,20 @@ impl SupervisorRef {
         if !self.post.put(&self.pid, |waiting| put(waiting, tx)) {
             return Err(ChildError::SupervisorDown);
         }
-        rx.await.map_err(|_| ChildError::SupervisorDown)
+        if !self.pid.watched() {
+            return rx.await.map_err(|_| ChildError::SupervisorDown);
+        }
+        // What a thread that was left behind holds is not dropped.
+        tokio::select! {
+            biased;
+            answer = rx => answer.map_err(|_| ChildError::SupervisorDown),
+            _ = self.pid.exited() => Err(ChildError::SupervisorDown),
+        }
+    }
+
+    /// Nobody will answer any more: its thread was left behind.
+    pub(crate) fn close(&self) {
+        self.post.close();
     }
 }
 
@@ -203,10 +217,16 @@ pub(crate) fn launch(
 ) -> SupervisorRef {
     let post = Post::new();
     let handle = SupervisorRef { pid: pid.clone(), post: post.clone() };
+    pid.set_arbiter(arbiter::current());
     let inbox: AnyInbox = Arc::new(handle.clone());
     if !system.registry.enter(&pid, Some(inbox), Kind::Supervisor, strategy_name(spec.strategy), restart) {
         post.close();
         exit.exited(Exit::Error(format!("`{}` is already running", pid.path())));
+        return handle;
+    }
+    if arbiter::abandoned() {
+        post.close();
+        exit.exited(Exit::ArbiterGone);
         return handle;
     }
     let mut core = Supervisor::new(spec.strategy, spec.intensity, pid.id());
@@ -218,8 +238,11 @@ pub(crate) fn launch(
             return handle;
         }
     }
+    let heartbeat = system.heartbeat();
+    let turn = system.turn(&pid, doing::supervision);
     let mut driver = Driver {
         core,
+        heartbeat,
         pid,
         system,
         exit,
@@ -234,6 +257,7 @@ pub(crate) fn launch(
         done: false,
     };
     driver.feed(Event::Boot);
+    drop(turn);
     tokio::task::spawn_local(driver);
     handle
 }
@@ -263,6 +287,7 @@ enum Reply {
 
 struct Driver {
     core: Supervisor<Data>,
+    heartbeat: Arc<Heartbeat>,
     pid: Pid,
     system: Arc<Inner>,
     exit: ExitGuard,
@@ -309,10 +334,18 @@ impl Driver {
             }
             Action::Idle { key } => {
                 let Some(path) = self.child_path(key) else { return };
+                if !self.core.returns(key)
+                    && let Some(pid) = self.child_pid(key)
+                {
+                    self.drop_backlog(&pid);
+                }
                 self.system.registry.stopped(&path);
                 self.system.event(|| TreeEvent::Stopped { path });
             }
             Action::Forget { data, .. } => {
+                if let Some(pid) = &data.pid {
+                    self.drop_backlog(pid);
+                }
                 let path = self.path_of(&data.spec.id);
                 self.system.registry.forget(&path);
                 self.system.event(|| TreeEvent::Stopped { path });
@@ -329,6 +362,7 @@ impl Driver {
             Action::Exit(exit) => {
                 self.done = true;
                 self.post.close();
+                self.drop_backlogs();
                 // The children are part of it: none of them is left in the tree.
                 let paths: Vec<String> = self.core.children().map(|(_, child)| self.path_of(&child.id)).collect();
                 for path in paths {
@@ -339,12 +373,32 @@ impl Driver {
         }
     }
 
+    /// The child will not be started again: the messages that its last incarnation left will be nobody's.
+    fn drop_backlog(&self, pid: &Pid) {
+        let Some(backlog) = pid.take_backlog() else { return };
+        let dropped = backlog.abandon(Some(&pid.exit().unwrap_or(Exit::Killed)));
+        self.system.registry.dropped(pid.path(), dropped as u64);
+        // Not a panic of anyone who could exit with it.
+        take_drop_panic();
+    }
+
+    fn drop_backlogs(&self) {
+        for (_, child) in self.core.children() {
+            if let Some(pid) = &child.data.pid {
+                self.drop_backlog(pid);
+            }
+        }
+    }
+
     fn start(&mut self, key: Key, inc: Inc, restart: bool) {
         let Some(child) = self.core.child(key) else { return };
         let spec = child.data.spec.clone();
         let pid = self.system.pid(self.path_of(&spec.id).into(), spec.mailbox);
         if let Some(data) = self.core.data_mut(key) {
-            data.pid = Some(pid.clone());
+            // At once, so that nothing that happens to the new incarnation loses what the old one left.
+            if let Some(backlog) = data.pid.replace(pid.clone()).and_then(|before| before.take_backlog()) {
+                pid.set_backlog(backlog);
+            }
         }
         let (post, supervisor) = (self.post.clone(), self.pid.clone());
         let reporter = Reporter::new(move |report| {
@@ -356,7 +410,8 @@ impl Driver {
         if system.killed() {
             return exit.exited(Exit::Killed);
         }
-        let arbiter = self.system.arbiter(spec.placement).clone();
+        let arbiter = self.system.arbiter(spec.placement);
+        pid.set_arbiter(arbiter.id());
         match spec.start {
             Start::Actor(factory) => {
                 let type_name = factory.type_name();
@@ -364,14 +419,32 @@ impl Driver {
                 if !system.registry.enter(&pid, Some(inbox), Kind::Worker, type_name, restart) {
                     return exit.exited(Exit::Error(format!("`{}` is already running", pid.path())));
                 }
+                // Looked at after it was entered, where the watchdog finds it: one of the two sees the other.
+                if arbiter::abandoned() {
+                    return exit.exited(Exit::ArbiterGone);
+                }
                 arbiter.run(Box::new(move || boot(exit)));
             }
-            Start::Supervisor(make) => arbiter.run(Box::new(move || match guarded(|| make()) {
-                Ok(spec) => {
-                    launch(spec, pid, system, exit, restart);
+            Start::Supervisor(make) => {
+                // Its handle and its strategy come with its spec.
+                if !system.registry.enter(&pid, None, Kind::Supervisor, "supervisor", restart) {
+                    return exit.exited(Exit::Error(format!("`{}` is already running", pid.path())));
                 }
-                Err(panic) => exit.exited(panic),
-            })),
+                if arbiter::abandoned() {
+                    return exit.exited(Exit::ArbiterGone);
+                }
+                arbiter.run(Box::new(move || {
+                    let turn = system.turn(&pid, doing::start);
+                    let made = guarded(|| make());
+                    drop(turn);
+                    match made {
+                        Ok(spec) => {
+                            launch(spec, pid, system, exit, false);
+                        }
+                        Err(panic) => exit.exited(panic),
+                    }
+                }));
+            }
         }
     }
 
@@ -508,7 +581,22 @@ impl Future for Driver {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
+        // Dropping it is all that is left to do.
+        if this.heartbeat.abandoned() {
+            return Poll::Ready(());
+        }
         let _entered = Entered::new(&this.pid);
+        this.pid.doing(doing::supervision);
+        let outer = this.heartbeat.enter(&this.pid);
+        let done = this.advance(cx);
+        this.heartbeat.leave(outer);
+        if this.heartbeat.abandoned() { Poll::Ready(()) } else { done }
+    }
+}
+
+impl Driver {
+    fn advance(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self;
         this.pid.register(cx.waker());
         if this.system.killed() && !this.done && !std::mem::replace(&mut this.killed, true) {
             this.feed(Event::Kill);
@@ -536,6 +624,7 @@ impl Drop for Driver {
                     pid.kill();
                 }
             }
+            self.drop_backlogs();
         }
     }
 }

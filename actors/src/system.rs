@@ -4,27 +4,32 @@
 
 use crate::actor::Actor;
 use crate::any::AnyRef;
-use crate::arbiter::{Arbiter, Heartbeat};
+use crate::arbiter::{self, Arbiter, Heartbeat, Turn};
+use crate::core::intensity::Intensity;
 use crate::error::{BuildError, StartError};
 use crate::exit::Exit;
-use crate::inspect::{ActorInfo, ArbiterInfo, TREE_EVENTS, TreeEvent};
+use crate::inspect::{ActorInfo, ArbiterInfo, TREE_EVENTS, TreeEvent, ms};
+use crate::observe::{self, Observer};
 use crate::panic::install_hook;
-use crate::pid::Pid;
+use crate::pid::{Name, Pid};
 use crate::refs::{Inbox, Named, Ref};
 use crate::registry::Registry;
 use crate::shell::{ExitGuard, Report, Reporter};
-use crate::spec::{Placement, SupervisorSpec};
+use crate::spec::{Mailbox, Placement, SupervisorSpec};
 use crate::supervisor::{SupervisorRef, launch};
-use parking_lot::Mutex;
+use crate::watchdog::Watchdog;
+use parking_lot::{Mutex, RwLock};
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use tokio::sync::{broadcast, oneshot};
+use tokio::time::Instant;
 
 /// A node's actors. Clones are the same system; when the last one made by [`System::builder`] is dropped, its threads end.
 #[derive(Clone)]
 pub struct System {
-    inner: Arc<Inner>,
+    pub(crate) inner: Arc<Inner>,
     /// `None` in handles that actors hold: they would keep the system, and so themselves, alive.
     _owner: Option<Arc<Owner>>,
 }
@@ -32,16 +37,38 @@ pub struct System {
 pub(crate) struct Inner {
     name: String,
     pub(crate) registry: Registry,
-    arbiters: Vec<Arc<Arbiter>>,
+    /// A thread that was left behind is replaced in its slot.
+    arbiters: RwLock<Vec<Arc<Arbiter>>>,
+    /// No threads: everything is on the `LocalSet` of whoever built it.
+    local: bool,
+    pub(crate) watchdog: Option<Watchdog>,
     next_arbiter: AtomicUsize,
     next_pid: AtomicU64,
     /// Made for the first subscriber: nobody pays for events that nobody reads.
     events: OnceLock<broadcast::Sender<TreeEvent>>,
     /// In the order of their start.
-    tops: Mutex<Vec<Pid>>,
+    tops: Mutex<Vec<Top>>,
     /// Nothing more may be started at the top.
     down: AtomicBool,
     killed: AtomicBool,
+}
+
+/// A supervisor at the top. It is started again only when its thread was left behind.
+struct Top {
+    pid: Pid,
+    spec: SupervisorSpec,
+    restarts: Intensity,
+    since: Instant,
+    /// Whoever started it knows that it is up, and does not wait for it any more.
+    up: bool,
+}
+
+/// A supervisor at the top that will be started again.
+pub(crate) struct TopRestart {
+    pid: Pid,
+    spec: SupervisorSpec,
+    exit: ExitGuard,
+    started: oneshot::Receiver<()>,
 }
 
 struct Owner(Arc<Inner>);
@@ -57,6 +84,9 @@ pub struct SystemBuilder {
     name: String,
     arbiters: usize,
     local: bool,
+    watchdog: Option<Duration>,
+    /// Tests look by hand.
+    watched_by_hand: bool,
 }
 
 impl SystemBuilder {
@@ -72,21 +102,44 @@ impl SystemBuilder {
         self
     }
 
+    /// Watches for actors that do not give their thread back within `limit`: that block, or never end. Such an actor is named in the log,
+    /// in [`TreeEvent::Stuck`] and in [`ActorInfo::stuck`], with the message that it handles. It and all others of its thread exit with
+    /// [`Exit::ArbiterStuck`] and are started on a fresh thread as their supervisors' specifications say; a supervisor at the top is started
+    /// again by the system, as often as its own intensity allows. The old thread runs nothing more than the code that is stuck.
+    ///
+    /// Off unless set, because only who embeds it can know two things: how long a handler may take on its machines, and whether the
+    /// replacement of an actor may run while the one it replaces is still inside its handler, since Rust cannot end a thread. Choose a
+    /// limit far above the longest handler; 10 s is a good start. It takes one thread that looks eight times within the limit, and a few
+    /// nanoseconds for each turn of an actor. In local mode there is no thread for it: use [`crate::Watch`] from outside.
+    pub fn watchdog(mut self, limit: Duration) -> Self {
+        self.watchdog = Some(limit);
+        self
+    }
+
+    #[cfg(test)]
+    pub(crate) fn watched_by_hand(mut self) -> Self {
+        self.watched_by_hand = true;
+        self
+    }
+
     /// Starts the threads.
     pub fn build(self) -> Result<System, BuildError> {
         install_hook();
+        let watchdog = self.watchdog.filter(|_| !self.local).map(Watchdog::new);
         let arbiters = if self.local {
             // tokio panics outside a LocalSet: an error of the embedder's, which deserves a sentence.
             vec![crate::panic::guarded(Arbiter::local).map_err(|_| BuildError::NoLocalSet)?]
         } else {
             (0..self.arbiters)
-                .map(|i| Arbiter::thread(format!("{}-actors-{i}", self.name)))
+                .map(|i| Arbiter::thread(format!("{}-actors-{i}", self.name), watchdog.is_some()))
                 .collect::<Result<_, _>>()?
         };
         let inner = Arc::new(Inner {
             name: self.name,
             registry: Registry::default(),
-            arbiters,
+            arbiters: RwLock::new(arbiters),
+            local: self.local,
+            watchdog,
             next_arbiter: AtomicUsize::new(0),
             next_pid: AtomicU64::new(1),
             events: OnceLock::new(),
@@ -95,6 +148,9 @@ impl SystemBuilder {
             killed: AtomicBool::new(false),
         });
         let owner = Arc::new(Owner(inner.clone()));
+        if !self.watched_by_hand {
+            Watchdog::spawn(&inner)?;
+        }
         Ok(System { inner, _owner: Some(owner) })
     }
 }
@@ -102,7 +158,7 @@ impl SystemBuilder {
 impl System {
     /// A new system; `name` is the node's.
     pub fn builder(name: impl Into<String>) -> SystemBuilder {
-        SystemBuilder { name: name.into(), arbiters: 1, local: false }
+        SystemBuilder { name: name.into(), arbiters: 1, local: false, watchdog: None, watched_by_hand: false }
     }
 
     pub(crate) fn guest(inner: Arc<Inner>) -> Self {
@@ -115,7 +171,8 @@ impl System {
     }
 
     /// Starts a top-level supervisor at the path `<id>` and waits until all its first children are up. When it gives up later, that is
-    /// logged and seen through [`SupervisorRef::pid`]; nobody restarts it.
+    /// logged and seen through [`SupervisorRef::pid`]; nobody restarts it, unless its thread was left behind: see
+    /// [`SystemBuilder::watchdog`].
     pub async fn start(&self, spec: SupervisorSpec) -> Result<SupervisorRef, StartError> {
         if self.inner.down.load(SeqCst) {
             return Err(StartError::SystemDown);
@@ -124,18 +181,13 @@ impl System {
         if self.inner.registry.find(&path).is_some() {
             return Err(StartError::AlreadyRunning(path.to_string()));
         }
-        let pid = self.inner.pid(path, 0);
-        let (up, started) = oneshot::channel();
-        let mut up = Some(up);
-        let reporter = Reporter::new(move |report| {
-            if let (Report::Started, Some(up)) = (report, up.take()) {
-                let _ = up.send(());
-            }
-        });
+        let pid = self.inner.pid(path, Mailbox::NONE);
+        let (reporter, started) = up();
         {
             let mut tops = self.inner.tops.lock();
-            tops.retain(Pid::is_alive);
-            tops.push(pid.clone());
+            tops.retain(|top| top.pid.is_alive());
+            let restarts = Intensity::new(spec.intensity);
+            tops.push(Top { pid: pid.clone(), spec: spec.clone(), restarts, since: Instant::now(), up: false });
         }
         let exit = ExitGuard::new(pid.clone(), self.inner.clone(), reporter).rootless();
         let (inner, own) = (self.inner.clone(), pid.clone());
@@ -143,11 +195,15 @@ impl System {
         self.inner.arbiter(Placement::Spread).run(Box::new(move || {
             let _ = give.send(launch(spec, own, inner, exit, false));
         }));
-        let supervisor = take.await.map_err(|_| StartError::SystemDown)?;
-        match started.await {
-            Ok(()) => Ok(supervisor),
-            Err(_) => Err(StartError::Failed(pid.exited().await)),
+        let Ok(supervisor) = take.await else {
+            // Its thread was left behind before it came to it.
+            let down = self.inner.down.load(SeqCst);
+            return Err(if down { StartError::SystemDown } else { StartError::Failed(pid.exited().await) });
+        };
+        if started.await.is_ok() && self.inner.top_is_up(&pid) {
+            return Ok(supervisor);
         }
+        Err(StartError::Failed(pid.exited().await))
     }
 
     /// Who runs at a path now.
@@ -183,7 +239,18 @@ impl System {
 
     /// All actors and supervisors, in the order of their paths.
     pub fn tree(&self) -> Vec<ActorInfo> {
-        self.inner.registry.tree()
+        let watchdog = self.inner.watchdog.as_ref();
+        let running = self.inner.arbiters().into_iter().enumerate().filter_map(|(slot, arbiter)| {
+            let (turn, running) = arbiter.heartbeat.look();
+            Some((running?, watchdog.map_or(0, |watchdog| ms(watchdog.busy(slot, turn)))))
+        });
+        let mut tree = self.inner.registry.tree(&running.collect::<Vec<_>>());
+        for (path, stuck) in watchdog.map(Watchdog::stuck).unwrap_or_default() {
+            if let Some(row) = tree.iter_mut().find(|row| row.path == path) {
+                row.stuck = Some(stuck);
+            }
+        }
+        tree
     }
 
     /// What the arbiters do at this moment. The same odd count at two looks: an actor blocks its neighbours.
@@ -192,7 +259,7 @@ impl System {
             let (turns, running) = arbiter.heartbeat.look();
             ArbiterInfo { alive: arbiter.is_alive(), turns, running }
         };
-        self.inner.arbiters.iter().map(look).collect()
+        self.inner.arbiters().iter().map(look).collect()
     }
 
     /// What changes in the tree from now on.
@@ -200,18 +267,46 @@ impl System {
         self.inner.events.get_or_init(|| broadcast::Sender::new(TREE_EVENTS)).subscribe()
     }
 
+    /// Measures queues and handlers of all actors while what is returned lives: [`ActorInfo::queue_oldest_ms`] and
+    /// [`ActorInfo::by_message`] are filled then.
+    pub fn observe(&self) -> Observer {
+        Observer::new(self.inner.clone())
+    }
+
+    /// Records what there is to count with the recorder of the `metrics` crate; call it as often as metrics are read, as costly as
+    /// [`System::tree`]. Nothing is recorded otherwise. All have the labels `system` and `type` (of the actor):
+    ///
+    /// | name, all with `phalanx_actors_` before | kind | counts |
+    /// |---|---|---|
+    /// | `running` | gauge | incarnations that live |
+    /// | `messages_total` | counter | messages handled |
+    /// | `restarts_total` | counter | restarts by supervisors |
+    /// | `exits_total` | counter | incarnations that ended, by `reason` |
+    /// | `queued_messages` | gauge | messages that wait, together |
+    /// | `queue_length` | histogram | messages that wait, of each actor |
+    /// | `queue_oldest_seconds` | gauge | age of the oldest message that waits, while observed |
+    /// | `handled_total` | counter | messages handled by `message`, while observed |
+    /// | `busy_microseconds_total` | counter | time in handlers by `message`, while observed |
+    /// | `waited_microseconds_total` | counter | time in mailboxes by `message`, while observed |
+    pub fn record_metrics(&self) {
+        observe::record(&self.inner.name, &self.inner.registry);
+    }
+
     /// Stops the top-level supervisors, last come first, then the threads.
     pub async fn shutdown(&self) {
         self.inner.down.store(true, SeqCst);
         let tops = std::mem::take(&mut *self.inner.tops.lock());
-        for pid in tops.into_iter().rev() {
-            pid.stop(Exit::Shutdown);
-            pid.exited().await;
+        for top in tops.into_iter().rev() {
+            top.pid.stop(Exit::Shutdown);
+            top.pid.exited().await;
         }
-        for arbiter in &self.inner.arbiters {
+        if let Some(watchdog) = &self.inner.watchdog {
+            watchdog.stop();
+        }
+        let mut arbiters = self.inner.arbiters();
+        for arbiter in &arbiters {
             arbiter.stop();
         }
-        let mut arbiters = self.inner.arbiters.clone();
         // In simulated time no other thread may have a say in what happens when.
         arbiters.retain(|arbiter| arbiter.has_thread());
         if arbiters.is_empty() {
@@ -224,15 +319,76 @@ impl System {
     /// Ends everything at once, as if the process had died: nothing is asked, no `stopping` runs.
     pub fn kill(&self) {
         self.inner.kill();
-        for arbiter in &self.inner.arbiters {
+        for arbiter in self.inner.arbiters() {
             arbiter.join();
         }
     }
 }
 
 impl Inner {
-    pub(crate) fn pid(&self, path: Arc<str>, mailbox: usize) -> Pid {
-        Pid::new(self.next_pid.fetch_add(1, Relaxed), path, mailbox)
+    pub(crate) fn pid(&self, path: Arc<str>, mailbox: Mailbox) -> Pid {
+        let pid = Pid::new(self.next_pid.fetch_add(1, Relaxed), path, mailbox);
+        if self.watchdog.is_some() {
+            pid.watch();
+        }
+        pid
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn arbiters(&self) -> Vec<Arc<Arbiter>> {
+        self.arbiters.read().clone()
+    }
+
+    /// A fresh thread takes the place of one that was left behind.
+    pub(crate) fn replace_arbiter(&self, slot: usize) -> Result<(), BuildError> {
+        let fresh = Arbiter::thread(format!("{}-actors-{slot}", self.name), true)?;
+        self.arbiters.write()[slot] = fresh.clone();
+        // A kill may have stopped those that it found before.
+        if self.killed() {
+            fresh.stop();
+        }
+        Ok(())
+    }
+
+    /// Whoever starts a supervisor at the top knows that it is up. False when its thread was left behind before.
+    fn top_is_up(&self, pid: &Pid) -> bool {
+        let mut tops = self.tops.lock();
+        let top = tops.iter_mut().find(|top| top.pid == *pid).filter(|_| !pid.claimed());
+        top.map(|top| top.up = true).is_some()
+    }
+
+    /// Those of the supervisors at the top that will be started again, in the order of their first start. All others of them are gone.
+    pub(crate) fn restarts_of(self: &Arc<Self>, victims: &[Pid]) -> Vec<TopRestart> {
+        let mut again = Vec::new();
+        for top in self.tops.lock().iter_mut().filter(|top| top.up && victims.contains(&top.pid)) {
+            if !top.restarts.allow(top.since.elapsed()) {
+                tracing::error!(path = top.pid.path(), "supervisor is not started again: too many restarts");
+                continue;
+            }
+            // Its place in the tree stays, and counts the restart.
+            top.pid.set_rootless(false);
+            let (reporter, started) = up();
+            top.pid = self.pid(top.pid.arc_path().clone(), Mailbox::NONE);
+            let exit = ExitGuard::new(top.pid.clone(), self.clone(), reporter).rootless();
+            again.push(TopRestart { pid: top.pid.clone(), spec: top.spec.clone(), exit, started });
+        }
+        again
+    }
+
+    /// Starts a supervisor at the top again, and waits until it is up or has failed.
+    pub(crate) async fn start_again(self: &Arc<Self>, restart: TopRestart, slot: usize) {
+        let TopRestart { pid, spec, exit, started } = restart;
+        let (inner, own) = (self.clone(), pid.clone());
+        self.arbiter(Placement::Arbiter(slot)).run(Box::new(move || {
+            launch(spec, own, inner, exit, true);
+        }));
+        if started.await.is_err() {
+            let exit = pid.exited().await;
+            tracing::error!(path = pid.path(), %exit, "supervisor could not be started again");
+        }
     }
 
     pub(crate) fn event(&self, event: impl FnOnce() -> TreeEvent) {
@@ -254,7 +410,10 @@ impl Inner {
         for pid in self.registry.live() {
             pid.kill();
         }
-        for arbiter in &self.arbiters {
+        if let Some(watchdog) = &self.watchdog {
+            watchdog.stop();
+        }
+        for arbiter in self.arbiters() {
             arbiter.stop();
         }
     }
@@ -265,25 +424,42 @@ impl Inner {
 
     /// The heartbeat of the arbiter that the caller runs on.
     pub(crate) fn heartbeat(&self) -> Arc<Heartbeat> {
-        self.arbiters[self.current_arbiter()].heartbeat.clone()
+        // That of a thread that was left behind is in no slot any more.
+        let own = if self.local { None } else { arbiter::heartbeat() };
+        own.unwrap_or_else(|| self.arbiters.read()[0].heartbeat.clone())
     }
 
-    /// In local mode, and outside of all, the first.
-    fn current_arbiter(&self) -> usize {
-        self.arbiters.iter().position(|arbiter| arbiter.is_current()).unwrap_or(0)
+    /// Code of an actor's begins outside of its shell, on the caller's arbiter. It ends when what is returned is dropped.
+    pub(crate) fn turn(&self, pid: &Pid, doing: Name) -> Turn {
+        pid.doing(doing);
+        Turn::new(self.heartbeat(), pid)
     }
 
-    pub(crate) fn arbiter(&self, placement: Placement) -> &Arc<Arbiter> {
-        let n = self.arbiters.len();
+    pub(crate) fn arbiter(&self, placement: Placement) -> Arc<Arbiter> {
+        let arbiters = self.arbiters.read();
+        let n = arbiters.len();
         let index = match placement {
-            Placement::Inherit => self.current_arbiter(),
+            // In local mode, and outside of all, the first.
+            Placement::Inherit => arbiters.iter().position(|arbiter| arbiter.is_current()).unwrap_or(0),
             Placement::Spread => self.next_arbiter.fetch_add(1, Relaxed) % n,
             Placement::Arbiter(i) => i % n,
         };
         // One that is gone would only report that, again and again.
-        let alive = (0..n).map(|step| (index + step) % n).find(|i| self.arbiters[*i].is_alive());
-        &self.arbiters[alive.unwrap_or(index)]
+        let alive = (0..n).map(|step| (index + step) % n).find(|i| arbiters[*i].is_alive());
+        arbiters[alive.unwrap_or(index)].clone()
     }
+}
+
+/// For a supervisor at the top: who starts it learns that it is up, or by a hang-up that it will not be.
+fn up() -> (Reporter, oneshot::Receiver<()>) {
+    let (up, started) = oneshot::channel();
+    let mut up = Some(up);
+    let reporter = Reporter::new(move |report| {
+        if let (Report::Started, Some(up)) = (report, up.take()) {
+            let _ = up.send(());
+        }
+    });
+    (reporter, started)
 }
 
 #[cfg(test)]
@@ -306,7 +482,7 @@ mod tests {
         system.start(spec()).await.expect("started");
         let b = system.whereis("s/b").expect("b");
         // Not through an actor: those panics are caught. This one is the runtime's own death.
-        system.inner.arbiters[1].run(Box::new(|| {
+        system.inner.arbiters()[1].run(Box::new(|| {
             std::panic::resume_unwind(Box::new("dies"));
         }));
         assert_eq!(b.exited().await, Exit::ArbiterGone);
@@ -323,11 +499,15 @@ mod tests {
     #[test]
     fn a_heartbeat_names_the_actor_that_has_the_thread() {
         let heartbeat = Heartbeat::default();
-        let pid = Pid::new(7, "a".into(), 1);
+        let (pid, child) = (Pid::new(7, "a".into(), Mailbox::NONE), Pid::new(8, "a/b".into(), Mailbox::NONE));
         assert_eq!(heartbeat.look(), (0, None));
-        heartbeat.enter(&pid);
+        let outer = heartbeat.enter(&pid);
         assert_eq!(heartbeat.look(), (1, Some(7)));
-        heartbeat.leave();
+        let inner = heartbeat.enter(&child);
+        assert_eq!(heartbeat.look(), (1, Some(8)));
+        heartbeat.leave(inner);
+        assert_eq!(heartbeat.look(), (1, Some(7)));
+        heartbeat.leave(outer);
         assert_eq!(heartbeat.look(), (2, None));
     }
 }

@@ -1,10 +1,14 @@
-//! What an observer of actors sees: traces and spans that follow messages.
+//! What an observer of actors sees: traces and spans that follow messages, queues and handlers, the past, metrics.
 
 mod support;
 
 use phalanx_actors::*;
+use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use support::{Do, Log, probe, tell};
 use tokio::sync::mpsc;
 
 /// Runs a test in simulated time, on one thread.
@@ -114,6 +118,406 @@ fn a_trace_follows_a_message_through_handlers_futures_pipes_and_timers() {
         assert_eq!(seen.recv().await.expect("reported"), ("handled", None));
         assert_eq!(seen.recv().await.expect("reported"), ("handled", None));
         assert_eq!(Trace::current(), None);
+        system.shutdown().await;
+    });
+}
+
+// ---- spans ---------------------------------------------------------------------------------------------------------------------
+
+/// Writes down the fields of each span that it is shown, and which span each event is in.
+#[derive(Clone, Default)]
+struct Spans {
+    next: Arc<AtomicU64>,
+    fields: Arc<Mutex<BTreeMap<u64, BTreeMap<String, String>>>>,
+    entered: Arc<Mutex<Vec<u64>>>,
+    events: Arc<Mutex<Vec<Option<u64>>>>,
+}
+
+struct Fields<'a>(&'a mut BTreeMap<String, String>);
+
+impl tracing::field::Visit for Fields<'_> {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        self.0.insert(field.name().to_owned(), format!("{value:?}").trim_matches('"').to_owned());
+    }
+}
+
+impl tracing::Subscriber for Spans {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target() == MESSAGE_SPANS || metadata.target() == "work"
+    }
+    fn new_span(&self, span: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        let id = 1 + self.next.fetch_add(1, SeqCst);
+        let mut fields = BTreeMap::new();
+        span.record(&mut Fields(&mut fields));
+        self.fields.lock().expect("no panic").insert(id, fields);
+        tracing::span::Id::from_u64(id)
+    }
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+    fn event(&self, _: &tracing::Event<'_>) {
+        let inside = self.entered.lock().expect("no panic").last().copied();
+        self.events.lock().expect("no panic").push(inside);
+    }
+    fn enter(&self, span: &tracing::span::Id) {
+        self.entered.lock().expect("no panic").push(span.into_u64());
+    }
+    fn exit(&self, span: &tracing::span::Id) {
+        assert_eq!(self.entered.lock().expect("no panic").pop(), Some(span.into_u64()));
+    }
+}
+
+/// Works, and hands the trace over to another machine's actor as a header of text.
+struct Gate(Option<mpsc::UnboundedSender<String>>);
+impl Actor for Gate {}
+struct Work;
+impl Message for Work {
+    type Reply = ();
+}
+impl Handler<Work> for Gate {
+    fn handle(&mut self, _: Work, _: &mut Ctx<Self>) -> Reply<()> {
+        tracing::info!(target: "work", "at it");
+        if let (Some(wire), Some(trace)) = (&self.0, Trace::current()) {
+            let _ = wire.send(trace.to_string());
+        }
+        ().into()
+    }
+}
+
+#[test]
+fn spans_follow_a_message_from_sender_to_receiver_and_to_another_machine() {
+    let spans = Spans::default();
+    let own = spans.clone();
+    simulated(|here| async move {
+        let _subscribed = tracing::subscriber::set_default(own.clone());
+        let there = System::builder("there").local().build().expect("system");
+        let (wire, mut arriving) = mpsc::unbounded_channel();
+        let gate = |wire: Option<mpsc::UnboundedSender<String>>| {
+            let child = ChildSpec::actor("gate", move || Gate(wire.clone()));
+            SupervisorSpec::new("s", Strategy::OneForOne).child(child)
+        };
+        here.start(gate(Some(wire))).await.expect("started");
+        there.start(gate(None)).await.expect("started");
+        // Under no trace: one begins with it.
+        here.named::<Gate>("s/gate").tell(Work).expect("told");
+        let header = arriving.recv().await.expect("sent");
+        let trace: Trace = header.parse().expect("a traceparent");
+        let remote = there.named::<Gate>("s/gate");
+        trace.scope_async(async { remote.ask(Work).await }).await.expect("handled");
+
+        let fields = own.fields.lock().expect("no panic").clone();
+        let field = |span: u64, name: &str| fields[&span].get(name).cloned().unwrap_or_default();
+        assert_eq!(fields.len(), 2, "a span for each handler");
+        for span in [1, 2] {
+            assert_eq!(field(span, "actor"), "s/gate");
+            assert!(field(span, "message").ends_with("::Work"), "{}", field(span, "message"));
+            assert_eq!(field(span, "trace_id"), format!("{:032x}", trace.trace_id()));
+        }
+        assert_eq!(field(1, "parent_id"), "");
+        assert_eq!(field(2, "parent_id"), field(1, "span_id"), "the receiver's span hangs below the sender's");
+        assert_ne!(field(2, "span_id"), field(1, "span_id"));
+        assert_eq!(*own.events.lock().expect("no panic"), [Some(1), Some(2)], "what a handler logs is in its span");
+        assert!(own.entered.lock().expect("no panic").is_empty());
+        there.shutdown().await;
+        here.shutdown().await;
+    });
+    assert_eq!(spans.fields.lock().expect("no panic").len(), 2);
+}
+
+// ---- queues and handlers -------------------------------------------------------------------------------------------------------
+
+/// Takes its time.
+struct Slow;
+impl Actor for Slow {}
+struct Spin(Duration);
+impl Message for Spin {
+    type Reply = ();
+}
+impl Handler<Spin> for Slow {
+    fn handle(&mut self, spin: Spin, ctx: &mut Ctx<Self>) -> Reply<()> {
+        let began = std::time::Instant::now();
+        while began.elapsed() < spin.0 {
+            std::hint::spin_loop();
+        }
+        if spin.0.is_zero() {
+            ctx.stop(Exit::Normal);
+        }
+        ().into()
+    }
+}
+struct Quick(u64);
+impl Message for Quick {
+    type Reply = u64;
+}
+impl Handler<Quick> for Slow {
+    fn handle(&mut self, quick: Quick, _: &mut Ctx<Self>) -> Reply<u64> {
+        quick.0.into()
+    }
+}
+
+async fn slow(system: &System) -> Ref<Slow> {
+    let child = ChildSpec::actor("slow", || Slow).restart(Restart::Temporary);
+    system.start(SupervisorSpec::new("s", Strategy::OneForOne).child(child)).await.expect("started");
+    system.lookup("s/slow").expect("lives")
+}
+
+fn row(system: &System, path: &str) -> ActorInfo {
+    system.tree().into_iter().find(|row| row.path == path).expect("in the tree")
+}
+
+#[test]
+fn an_observer_sees_messages_and_busy_time_by_type_and_nobody_else_does() {
+    simulated(|system| async move {
+        let slow = slow(&system).await;
+        slow.ask(Quick(1)).await.expect("handled");
+        assert_eq!(row(&system, "s/slow").by_message, []);
+        let observer = system.observe();
+        let second = system.observe();
+        drop(second);
+        let spin = Duration::from_millis(3);
+        for n in 0..5 {
+            slow.ask(Quick(n)).await.expect("handled");
+        }
+        slow.ask(Spin(spin)).await.expect("handled");
+        slow.ask(Spin(spin * 2)).await.expect("handled");
+        let seen = observer.tree().into_iter().find(|row| row.path == "s/slow").expect("in the tree");
+        assert_eq!(seen.messages, 8);
+        let [busiest, other] = &seen.by_message[..] else { panic!("{seen:?}") };
+        assert!(busiest.name.ends_with("::Spin") && busiest.count == 2, "{busiest:?}");
+        assert!(busiest.busy_us >= 9_000 && busiest.longest_us >= 6_000, "{busiest:?}");
+        assert!(other.name.ends_with("::Quick") && other.count == 5, "{other:?}");
+        drop(observer);
+        assert_eq!(row(&system, "s/slow").by_message, [], "nothing is kept for nobody");
+        slow.ask(Quick(1)).await.expect("handled");
+        assert_eq!(row(&system, "s/slow").by_message, []);
+        system.shutdown().await;
+    });
+}
+
+struct Block {
+    entered: std::sync::mpsc::Sender<()>,
+    until: std::sync::mpsc::Receiver<()>,
+}
+impl Message for Block {
+    type Reply = ();
+}
+impl Handler<Block> for Slow {
+    fn handle(&mut self, block: Block, _: &mut Ctx<Self>) -> Reply<()> {
+        let _ = block.entered.send(());
+        let _ = block.until.recv();
+        ().into()
+    }
+}
+
+#[tokio::test]
+async fn an_observer_sees_how_old_the_oldest_message_of_a_queue_is_and_what_is_handled_now() {
+    let system = support::system();
+    let observer = system.observe();
+    let slow = slow(&system).await;
+    assert_eq!(row(&system, "s/slow").queue_oldest_ms, None);
+    let (entered, inside) = std::sync::mpsc::channel();
+    let (free, until) = std::sync::mpsc::channel();
+    slow.tell(Block { entered, until }).expect("told");
+    inside.recv().expect("it is in its handler");
+    let current = row(&system, "s/slow").current.expect("in a handler");
+    assert!(current.doing.ends_with("::Block"), "{current:?}");
+    assert_eq!(row(&system, "s/slow").queue_oldest_ms, None, "a message that is handled waits no more");
+
+    let before = std::time::Instant::now();
+    slow.tell(Quick(1)).expect("told");
+    let after = std::time::Instant::now();
+    std::thread::sleep(Duration::from_millis(20));
+    slow.tell(Quick(2)).expect("told");
+    // Whatever the machine does meanwhile, the age lies between these two.
+    let at_least = after.elapsed().as_millis();
+    let age = u128::from(row(&system, "s/slow").queue_oldest_ms.expect("two wait"));
+    let at_most = before.elapsed().as_millis();
+    assert!(at_least <= age && age <= at_most, "{at_least} {age} {at_most}");
+    drop(free);
+    slow.ask(Quick(3)).await.expect("handled");
+    let seen = row(&system, "s/slow");
+    assert_eq!((seen.queue_len, seen.queue_oldest_ms), (0, None));
+    let quick = seen.by_message.iter().find(|message| message.name.ends_with("::Quick")).expect("handled");
+    assert!(quick.count == 3 && u128::from(quick.waited_us) >= at_least * 1_000, "{quick:?}");
+    system.shutdown().await;
+    drop(observer);
+}
+
+#[test]
+fn messages_that_are_never_handled_leave_the_queue_of_an_observed_actor_too() {
+    simulated(|system| async move {
+        let _observer = system.observe();
+        let slow = slow(&system).await;
+        let asked = tokio::task::spawn_local({
+            let slow = slow.clone();
+            async move { slow.ask(Quick(1)).await }
+        });
+        slow.tell(Spin(Duration::ZERO)).expect("told");
+        for n in 0..10 {
+            slow.tell(Quick(n)).expect("told");
+        }
+        assert_eq!(row(&system, "s/slow").queue_oldest_ms, Some(0));
+        assert_eq!(slow.pid().exited().await, Exit::Normal);
+        assert!(asked.await.expect("joined").is_err());
+        system.shutdown().await;
+    });
+}
+
+// ---- the past ------------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn the_last_exits_are_kept_with_their_place_and_age() {
+    simulated(|system| async move {
+        let log = Log::default();
+        let spec = SupervisorSpec::new("s", Strategy::OneForOne).unlimited().child(probe("a", &log));
+        system.start(spec).await.expect("started");
+        assert_eq!(row(&system, "s/a").last_exits, []);
+        let mut ids = Vec::new();
+        for _ in 0..LAST_EXITS + 2 {
+            ids.push(row(&system, "s/a").id.expect("lives"));
+            tell(&system, "s/a", Do::Panic).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        ids.push(row(&system, "s/a").id.expect("lives"));
+        system.lookup::<support::Probe>("s/a").expect("lives").stop(Exit::Error("enough".into()));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let seen = row(&system, "s/a");
+        ids.reverse();
+        assert_eq!(seen.last_exits.iter().map(|past| past.id).collect::<Vec<_>>(), ids[..LAST_EXITS]);
+        assert_eq!(seen.last_exits[0].exit, Exit::Error("enough".into()));
+        assert_eq!(seen.last_exit.as_ref(), Some(&seen.last_exits[0].exit));
+        for (i, past) in seen.last_exits.iter().enumerate() {
+            assert_eq!(past.ago_ms, 1_000 * (1 + i as u64));
+            if i > 0 {
+                assert!(
+                    matches!(&past.exit, Exit::Panic { message, location: Some(at) } if message == "asked to" && at.contains("support/mod.rs:"))
+                );
+            }
+        }
+        system.shutdown().await;
+    });
+}
+
+#[test]
+fn a_row_of_a_node_that_knows_less_can_be_read() {
+    let old = r#"{"path":"a","kind":"Worker","type_name":"T","state":"Running","id":1,"uptime_ms":2,"restarts":3,
+        "last_exit":"Shutdown","queue_len":4,"queue_max":5,"messages":6}"#;
+    let row: ActorInfo = serde_json::from_str(old).expect("read");
+    assert_eq!((row.last_exits.len(), row.queue_oldest_ms, row.by_message.len()), (0, None, 0));
+    assert_eq!((row.messages, row.current, row.stuck), (6, None, None));
+}
+
+// ---- metrics -------------------------------------------------------------------------------------------------------------------
+
+/// Keeps what is recorded, by name and labels.
+#[derive(Clone, Default)]
+struct Recorder(Arc<Mutex<BTreeMap<String, Vec<f64>>>>);
+
+struct Series(Recorder, String);
+
+impl Series {
+    fn put(&self, value: f64) {
+        self.0.0.lock().expect("no panic").entry(self.1.clone()).or_default().push(value);
+    }
+}
+
+impl metrics::CounterFn for Series {
+    fn increment(&self, _: u64) {
+        panic!("counters are set from the accounts");
+    }
+    fn absolute(&self, value: u64) {
+        self.put(value as f64);
+    }
+}
+impl metrics::GaugeFn for Series {
+    fn increment(&self, _: f64) {
+        panic!("gauges are set");
+    }
+    fn decrement(&self, _: f64) {
+        panic!("gauges are set");
+    }
+    fn set(&self, value: f64) {
+        self.put(value);
+    }
+}
+impl metrics::HistogramFn for Series {
+    fn record(&self, value: f64) {
+        self.put(value);
+    }
+}
+
+impl Recorder {
+    fn series(&self, key: &metrics::Key) -> Arc<Series> {
+        let labels = key.labels().map(|label| format!("{}={}", label.key(), short(label.value())));
+        let name = std::iter::once(key.name().to_owned()).chain(labels).collect::<Vec<_>>().join(" ");
+        Arc::new(Series(self.clone(), name))
+    }
+
+    /// Records once, and takes what came.
+    fn take(&self, system: &System) -> BTreeMap<String, Vec<f64>> {
+        metrics::with_local_recorder(self, || system.record_metrics());
+        std::mem::take(&mut *self.0.lock().expect("no panic"))
+    }
+}
+
+fn short(type_name: &str) -> &str {
+    type_name.rsplit("::").next().unwrap_or(type_name)
+}
+
+impl metrics::Recorder for Recorder {
+    fn describe_counter(&self, _: metrics::KeyName, _: Option<metrics::Unit>, _: metrics::SharedString) {}
+    fn describe_gauge(&self, _: metrics::KeyName, _: Option<metrics::Unit>, _: metrics::SharedString) {}
+    fn describe_histogram(&self, _: metrics::KeyName, _: Option<metrics::Unit>, _: metrics::SharedString) {}
+    fn register_counter(&self, key: &metrics::Key, _: &metrics::Metadata<'_>) -> metrics::Counter {
+        metrics::Counter::from_arc(self.series(key))
+    }
+    fn register_gauge(&self, key: &metrics::Key, _: &metrics::Metadata<'_>) -> metrics::Gauge {
+        metrics::Gauge::from_arc(self.series(key))
+    }
+    fn register_histogram(&self, key: &metrics::Key, _: &metrics::Metadata<'_>) -> metrics::Histogram {
+        metrics::Histogram::from_arc(self.series(key))
+    }
+}
+
+#[test]
+fn metrics_are_recorded_on_demand_and_counters_never_fall() {
+    simulated(|system| async move {
+        let recorder = Recorder::default();
+        let log = Log::default();
+        let spec = SupervisorSpec::new("s", Strategy::Dynamic).unlimited();
+        let supervisor = system.start(spec.child(probe("a", &log)).child(probe("b", &log))).await.expect("started");
+        let observer = system.observe();
+        tell(&system, "s/a", Do::Ping).await;
+        tell(&system, "s/b", Do::Panic).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let a = system.lookup::<support::Probe>("s/a").expect("lives");
+        a.tell(Do::Ping).expect("told");
+        a.tell(Do::Ping).expect("told");
+        let seen = recorder.take(&system);
+        let of = |name: &str| seen.get(&format!("phalanx_actors_{name}")).cloned().unwrap_or_default();
+        assert_eq!(of("running system=t type=Probe"), [2.0]);
+        assert_eq!(of("running system=t type=dynamic"), [1.0]);
+        assert_eq!(of("messages_total system=t type=Probe"), [2.0]);
+        assert_eq!(of("restarts_total system=t type=Probe"), [1.0]);
+        assert_eq!(of("exits_total system=t type=Probe reason=panic"), [1.0]);
+        assert_eq!(of("queued_messages system=t type=Probe"), [2.0]);
+        let mut queues = of("queue_length system=t type=Probe");
+        queues.sort_by(f64::total_cmp);
+        assert_eq!(queues, [0.0, 2.0]);
+        assert_eq!(of("handled_total system=t type=Probe message=Do"), [2.0]);
+        assert_eq!(of("busy_microseconds_total system=t type=Probe message=Do").len(), 1);
+        assert_eq!(of("waited_microseconds_total system=t type=Probe message=Do").len(), 1);
+
+        // What has ended, and what nobody observes any more, stays in the accounts.
+        tell(&system, "s/a", Do::Ping).await;
+        drop(observer);
+        supervisor.terminate_child("a").await.expect("terminated");
+        let seen = recorder.take(&system);
+        let of = |name: &str| seen.get(&format!("phalanx_actors_{name}")).cloned().unwrap_or_default();
+        assert_eq!(of("running system=t type=Probe"), [1.0]);
+        assert_eq!(of("messages_total system=t type=Probe"), [5.0]);
+        assert_eq!(of("exits_total system=t type=Probe reason=shutdown"), [1.0]);
+        assert_eq!(of("exits_total system=t type=Probe reason=panic"), [1.0]);
+        assert_eq!(of("handled_total system=t type=Probe message=Do"), [5.0]);
         system.shutdown().await;
     });
 }

@@ -333,6 +333,7 @@ fn subscribers_see_each_start_exit_and_restart_and_who_lags_is_told() {
                 TreeEvent::Exited { path, exit, .. } => format!("-{path} {exit}"),
                 TreeEvent::Restarting { path, in_ms, restarts } => format!("~{path} {in_ms} {restarts}"),
                 TreeEvent::Stopped { path } => format!(".{path}"),
+                TreeEvent::Stuck { path, .. } => format!("?{path}"),
             });
         }
         assert_eq!(seen.join(", "), "+s/a, +s, !s/a, ~s/a 250 0, +s/a, -s/a normal, .s/a");

@@ -263,6 +263,12 @@ mod tests {
             queue_len: 0,
             queue_max: 8,
             messages: 3,
+            dropped: 0,
+            last_exits: Vec::new(),
+            queue_oldest_ms: None,
+            by_message: Vec::new(),
+            current: None,
+            stuck: None,
         }
     }
 

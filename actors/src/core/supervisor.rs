@@ -253,6 +253,18 @@ impl<D> Supervisor<D> {
         self.children.get_mut(&key).map(|c| &mut c.data)
     }
 
+    /// Whether the child runs, or will be started again without being asked for.
+    pub(crate) fn returns(&self, key: Key) -> bool {
+        let Some(child) = self.children.get(&key) else { return false };
+        match self.op {
+            // Its members show as idle until all of them have ended.
+            Op::Group { from, phase: Phase::Stopping { .. }, .. } if key >= from => {
+                child.policy.restart != Restart::Temporary
+            }
+            _ => child.state != ChildState::Idle,
+        }
+    }
+
     /// `now` is the time since some fixed moment and never goes back.
     pub(crate) fn on_event(&mut self, event: Event<D>, now: Duration) -> Vec<Action<D>> {
         let mut out = Vec::new();
