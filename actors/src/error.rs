@@ -61,7 +61,7 @@ pub enum ChildError {
     /// A child with this id runs already (OTP `already_started`).
     #[error("a child with this id is already running")]
     AlreadyStarted,
-    /// A child with this id is known but does not run (OTP `already_present`).
+    /// A child with this id is known but does not run now (OTP `already_present`).
     #[error("a child with this id is already present; restart or delete it")]
     AlreadyPresent,
     /// There is no child with this id (OTP `not_found`).
@@ -76,6 +76,9 @@ pub enum ChildError {
     /// The child was started and ended before it was up.
     #[error("the child failed to start: {0}")]
     StartFailed(Exit),
+    /// The specification contradicts itself, or its supervisor's (OTP `bad_combination`).
+    #[error("{0}")]
+    BadCombination(&'static str),
     /// The child was stopped by another command before it was up.
     #[error("the child was stopped before it was up")]
     Stopped,

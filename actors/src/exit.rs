@@ -44,6 +44,11 @@ pub enum Exit {
         /// The exit of that child.
         reason: Box<Exit>,
     },
+    /// It stopped in order, and says why (OTP `{shutdown, Term}`). Not abnormal.
+    ShutdownWith(String),
+    /// It had nothing to do, and says so instead of starting: from [`crate::Actor::started`] this is no failure. A temporary child is
+    /// forgotten, any other stays known and does not run (OTP `ignore`).
+    Ignore,
     /// The thread that ran it was left behind, because an actor on it did not give it back. See [`crate::SystemBuilder::watchdog`].
     ArbiterStuck {
         /// Where that actor is in the tree; it may be the one that this is the exit of.
@@ -56,10 +61,10 @@ pub enum Exit {
 impl Exit {
     /// Whether a transient child that ends so is restarted.
     ///
-    /// OTP: `normal` and `shutdown` are not abnormal. A supervisor that gave up ([`Exit::RestartIntensity`]) is abnormal here,
+    /// OTP: `normal`, `shutdown` and `{shutdown, Term}` are not abnormal. A supervisor that gave up ([`Exit::RestartIntensity`]) is abnormal here,
     /// while OTP reports it as `shutdown`; so a transient subtree that gave up is restarted by its parent.
     pub fn is_abnormal(&self) -> bool {
-        !matches!(self, Exit::Normal | Exit::Shutdown)
+        !matches!(self, Exit::Normal | Exit::Shutdown | Exit::ShutdownWith(_) | Exit::Ignore)
     }
 }
 
@@ -80,6 +85,8 @@ impl fmt::Display for Exit {
             }
             Exit::RestartIntensity { child, last } => write!(f, "child `{child}` crashed too often, last: {last}"),
             Exit::StartFailed { child, reason } => write!(f, "child `{child}` failed to start: {reason}"),
+            Exit::ShutdownWith(why) => write!(f, "shutdown: {why}"),
+            Exit::Ignore => f.write_str("nothing to do"),
         }
     }
 }

@@ -75,7 +75,7 @@ pub use observe::{MESSAGE_TYPES, OTHER_MESSAGES, Observer};
 pub use pid::{ExitWatch, MonitorRef, Pid};
 pub use refs::{Named, Ref};
 pub use spec::{
-    Backoff, ChildSpec, MAILBOX_MAX_MESSAGES, MAILBOX_MESSAGES, Overflow, Placement, RESTART_INTENSITY,
+    AutoShutdown, Backoff, ChildSpec, MAILBOX_MAX_MESSAGES, MAILBOX_MESSAGES, Overflow, Placement, RESTART_INTENSITY,
     RESTART_PERIOD_MS, Restart, Shutdown, Strategy, SupervisorSpec, WORKER_SHUTDOWN_MS,
 };
 pub use stand_in::{Proxy, StandIn};

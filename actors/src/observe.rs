@@ -206,6 +206,8 @@ fn reason(exit: &Exit) -> &'static str {
         Exit::ArbiterStuck { .. } => "arbiter_stuck",
         Exit::RestartIntensity { .. } => "restart_intensity",
         Exit::StartFailed { .. } => "start_failed",
+        Exit::ShutdownWith(_) => "shutdown_with",
+        Exit::Ignore => "ignore",
     }
 }
 

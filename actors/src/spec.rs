@@ -3,6 +3,7 @@
 //! Must never hold anything of a running actor. Written by whoever builds a tree; read by the supervisor.
 
 use crate::actor::Actor;
+use crate::inspect::Kind;
 use crate::shell::{Factory, WorkerFactory};
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,6 +40,18 @@ pub enum Shutdown {
     Timeout(Duration),
     /// Asked to stop, and waited for however long it takes. The default for supervisors.
     Infinity,
+}
+
+/// When the end of significant children is the end of their supervisor (OTP `auto_shutdown`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum AutoShutdown {
+    /// It does not end by itself. Significant children are refused.
+    #[default]
+    Never,
+    /// It stops, with all its children, when one significant child has ended for good.
+    AnySignificant,
+    /// It stops, with all its children, when the last significant child has ended for good.
+    AllSignificant,
 }
 
 /// Which children share the fate of one that ended (OTP `strategy`).
@@ -137,13 +150,26 @@ impl Mailbox {
     }
 }
 
+/// The part of a child's specification that decisions need.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Policy {
+    pub(crate) restart: Restart,
+    pub(crate) significant: bool,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) backoff: Option<Arc<Backoff>>,
+}
+
+impl Policy {
+    pub(crate) fn new(shutdown: Shutdown) -> Self {
+        Policy { restart: Restart::Permanent, significant: false, shutdown, backoff: None }
+    }
+}
+
 /// One child of a supervisor.
 #[derive(Clone)]
 pub struct ChildSpec {
     pub(crate) id: Arc<str>,
-    pub(crate) restart: Restart,
-    pub(crate) shutdown: Shutdown,
-    pub(crate) backoff: Option<Arc<Backoff>>,
+    pub(crate) policy: Policy,
     pub(crate) mailbox: Mailbox,
     pub(crate) placement: Placement,
     pub(crate) start: Start,
@@ -160,9 +186,7 @@ impl ChildSpec {
     pub fn actor<A: Actor>(id: impl Into<String>, make: impl Fn() -> A + Send + Sync + 'static) -> Self {
         ChildSpec {
             id: id.into().into(),
-            restart: Restart::Permanent,
-            shutdown: Shutdown::Timeout(Duration::from_millis(WORKER_SHUTDOWN_MS)),
-            backoff: None,
+            policy: Policy::new(Shutdown::Timeout(Duration::from_millis(WORKER_SHUTDOWN_MS))),
             mailbox: Mailbox::new(MAILBOX_MESSAGES),
             placement: Placement::Inherit,
             start: Start::Actor(Arc::new(WorkerFactory::new(make))),
@@ -173,9 +197,7 @@ impl ChildSpec {
     pub fn supervisor(id: impl Into<String>, make: impl Fn() -> SupervisorSpec + Send + Sync + 'static) -> Self {
         ChildSpec {
             id: id.into().into(),
-            restart: Restart::Permanent,
-            shutdown: Shutdown::Infinity,
-            backoff: None,
+            policy: Policy::new(Shutdown::Infinity),
             mailbox: Mailbox::NONE,
             placement: Placement::Inherit,
             start: Start::Supervisor(Arc::new(make)),
@@ -184,13 +206,21 @@ impl ChildSpec {
 
     /// When it is started again after it ended.
     pub fn restart(mut self, restart: Restart) -> Self {
-        self.restart = restart;
+        self.policy.restart = restart;
+        self
+    }
+
+    /// Whether its end can be its supervisor's, see [`AutoShutdown`] (OTP `significant`). Its end counts when it is not restarted after it:
+    /// any end of a temporary child, a normal one of a transient child; not an end that its supervisor brought about. A permanent child,
+    /// and any child of a supervisor that never shuts down for one, may not be significant.
+    pub fn significant(mut self, significant: bool) -> Self {
+        self.policy.significant = significant;
         self
     }
 
     /// How it is stopped.
     pub fn shutdown(mut self, shutdown: Shutdown) -> Self {
-        self.shutdown = shutdown;
+        self.policy.shutdown = shutdown;
         self
     }
 
@@ -216,7 +246,7 @@ impl ChildSpec {
 
     /// Delays its restarts.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
-        self.backoff = Some(Arc::new(backoff));
+        self.policy.backoff = Some(Arc::new(backoff));
         self
     }
 
@@ -230,14 +260,38 @@ impl ChildSpec {
     pub fn id(&self) -> &str {
         &self.id
     }
+
+    /// Actor or supervisor.
+    pub fn kind(&self) -> Kind {
+        match self.start {
+            Start::Actor(_) => Kind::Worker,
+            Start::Supervisor(_) => Kind::Supervisor,
+        }
+    }
+
+    /// What was set with [`ChildSpec::restart`].
+    pub fn restart_type(&self) -> Restart {
+        self.policy.restart
+    }
+
+    /// What was set with [`ChildSpec::significant`].
+    pub fn is_significant(&self) -> bool {
+        self.policy.significant
+    }
+
+    /// What was set with [`ChildSpec::shutdown`].
+    pub fn shutdown_type(&self) -> Shutdown {
+        self.policy.shutdown
+    }
 }
 
 impl std::fmt::Debug for ChildSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ChildSpec")
             .field("id", &self.id)
-            .field("restart", &self.restart)
-            .field("shutdown", &self.shutdown)
+            .field("restart", &self.policy.restart)
+            .field("significant", &self.policy.significant)
+            .field("shutdown", &self.policy.shutdown)
             .finish_non_exhaustive()
     }
 }
@@ -249,6 +303,7 @@ pub struct SupervisorSpec {
     pub(crate) strategy: Strategy,
     /// Restarts allowed within the period; `None` is without limit.
     pub(crate) intensity: Option<(u32, Duration)>,
+    pub(crate) auto_shutdown: AutoShutdown,
     pub(crate) children: Vec<ChildSpec>,
 }
 
@@ -259,6 +314,7 @@ impl SupervisorSpec {
             id: id.into().into(),
             strategy,
             intensity: Some((RESTART_INTENSITY, Duration::from_millis(RESTART_PERIOD_MS))),
+            auto_shutdown: AutoShutdown::Never,
             children: Vec::new(),
         }
     }
@@ -272,6 +328,12 @@ impl SupervisorSpec {
     /// Restarts for ever. Wants a [`Backoff`] on its children.
     pub fn unlimited(mut self) -> Self {
         self.intensity = None;
+        self
+    }
+
+    /// When it stops because its significant children have ended; never, unless set. Its exit is then [`crate::Exit::Shutdown`].
+    pub fn auto_shutdown(mut self, auto_shutdown: AutoShutdown) -> Self {
+        self.auto_shutdown = auto_shutdown;
         self
     }
 

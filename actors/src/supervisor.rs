@@ -4,7 +4,8 @@
 //! [`crate::Ctx::supervise`], and by another supervisor whose child it is.
 
 use crate::arbiter::{self, Heartbeat};
-use crate::core::supervisor::{Action, Asker, Child, ChildState, Event, Inc, Key, Policy, Supervisor, Timer};
+use crate::core::child::{Child, ChildState, Spec};
+use crate::core::supervisor::{Action, Asker, Event, Inc, Key, Supervisor, Timer};
 use crate::error::ChildError;
 use crate::exit::Exit;
 use crate::inspect::{Kind, TreeEvent};
@@ -12,7 +13,7 @@ use crate::panic::{drop_guarded, guarded, take_drop_panic};
 use crate::pid::{Entered, KILL, Pid, STOP, doing};
 use crate::registry::AnyInbox;
 use crate::shell::{ExitGuard, Report, Reporter};
-use crate::spec::{ChildSpec, Start, Strategy, SupervisorSpec};
+use crate::spec::{ChildSpec, Policy, Start, Strategy, SupervisorSpec};
 use crate::system::Inner;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -74,6 +75,12 @@ enum Command {
     Delete(Arc<str>, oneshot::Sender<Result<(), ChildError>>),
 }
 
+/// A question about what is known now.
+enum Look {
+    Children(oneshot::Sender<Vec<ChildInfo>>),
+    Spec(Arc<str>, oneshot::Sender<Result<ChildSpec, ChildError>>),
+}
+
 /// What reaches a driver. Nothing is allocated while nothing waits: there may be as many supervisors as there are pods.
 struct Post {
     waiting: Mutex<Waiting>,
@@ -88,7 +95,7 @@ struct Waiting {
     reports: VecDeque<(Key, Inc, Report)>,
     commands: VecDeque<Command>,
     /// Answered also while commands must wait.
-    which: VecDeque<oneshot::Sender<Vec<ChildInfo>>>,
+    looks: VecDeque<Look>,
 }
 
 impl Post {
@@ -149,7 +156,12 @@ impl SupervisorRef {
 
     /// All known children, in the order of their start.
     pub async fn which_children(&self) -> Result<Vec<ChildInfo>, ChildError> {
-        self.call(|waiting, reply| waiting.which.push_back(reply)).await
+        self.call(|waiting, reply| waiting.looks.push_back(Look::Children(reply))).await
+    }
+
+    /// The specification of a child (OTP `get_childspec`).
+    pub async fn child_spec(&self, id: &str) -> Result<ChildSpec, ChildError> {
+        self.call(|waiting, reply| waiting.looks.push_back(Look::Spec(id.into(), reply))).await?
     }
 
     /// How many children there are.
@@ -229,12 +241,15 @@ pub(crate) fn launch(
         exit.exited(Exit::ArbiterGone);
         return handle;
     }
-    let mut core = Supervisor::new(spec.strategy, spec.intensity, pid.id());
+    let mut core = Supervisor::new(spec.strategy, spec.auto_shutdown, spec.intensity, pid.id());
     for child in spec.children {
-        let (id, policy) = (child.id.clone(), policy(&child));
-        if !core.add(id.clone(), policy, Data { spec: child, pid: None }) {
+        let id = child.id.clone();
+        if let Err(error) = core.add(Data { spec: child, pid: None }) {
             post.close();
-            exit.exited(Exit::Error(format!("`{}` has two children with the id `{id}`", pid.path())));
+            exit.exited(Exit::Error(match error {
+                ChildError::AlreadyPresent => format!("`{}` has two children with the id `{id}`", pid.path()),
+                error => format!("`{}/{id}`: {error}", pid.path()),
+            }));
             return handle;
         }
     }
@@ -262,10 +277,6 @@ pub(crate) fn launch(
     handle
 }
 
-fn policy(spec: &ChildSpec) -> Policy {
-    Policy { restart: spec.restart, shutdown: spec.shutdown, backoff: spec.backoff.clone() }
-}
-
 fn strategy_name(strategy: Strategy) -> &'static str {
     match strategy {
         Strategy::OneForOne => "one_for_one",
@@ -278,6 +289,15 @@ fn strategy_name(strategy: Strategy) -> &'static str {
 struct Data {
     spec: ChildSpec,
     pid: Option<Pid>,
+}
+
+impl Spec for Data {
+    fn id(&self) -> &Arc<str> {
+        &self.spec.id
+    }
+    fn policy(&self) -> &Policy {
+        &self.spec.policy
+    }
 }
 
 enum Reply {
@@ -364,7 +384,7 @@ impl Driver {
                 self.post.close();
                 self.drop_backlogs();
                 // The children are part of it: none of them is left in the tree.
-                let paths: Vec<String> = self.core.children().map(|(_, child)| self.path_of(&child.id)).collect();
+                let paths: Vec<String> = self.core.children().map(|(_, child)| self.path_of(child.data.id())).collect();
                 for path in paths {
                     self.system.registry.forget(&path);
                 }
@@ -467,8 +487,7 @@ impl Driver {
         let event = match command {
             Command::Start(spec, tx) => {
                 self.askers.insert(asker, Reply::Pid(tx));
-                let (id, policy) = (spec.id.clone(), policy(&spec));
-                Event::StartChild { id, policy, data: Data { spec, pid: None }, asker }
+                Event::StartChild { data: Data { spec, pid: None }, asker }
             }
             Command::Terminate(id, tx) => {
                 self.askers.insert(asker, Reply::Done(tx));
@@ -491,7 +510,7 @@ impl Driver {
     }
 
     fn child_path(&self, key: Key) -> Option<String> {
-        Some(self.path_of(&self.core.child(key)?.id))
+        Some(self.path_of(self.core.child(key)?.data.id()))
     }
 
     fn path_of(&self, id: &str) -> String {
@@ -520,10 +539,16 @@ impl Driver {
             });
             return true;
         }
-        if let Some(tx) = waiting.which.pop_front() {
+        if let Some(look) = waiting.looks.pop_front() {
             drop(waiting);
             self.post.room.add_permits(1);
-            let _ = tx.send(self.core.children().map(|(_, child)| info(child)).collect());
+            match look {
+                Look::Children(tx) => drop(tx.send(self.core.children().map(|(_, child)| info(child)).collect())),
+                Look::Spec(id, tx) => {
+                    let found = self.core.find(&id).map(|(_, child)| child.data.spec.clone());
+                    drop(tx.send(found.ok_or(ChildError::NotFound)));
+                }
+            }
             return true;
         }
         if !self.core.busy()
@@ -563,16 +588,11 @@ impl Driver {
 }
 
 fn info(child: &Child<Data>) -> ChildInfo {
-    let alive =
-        matches!(child.state, ChildState::Starting(_) | ChildState::Running { .. } | ChildState::Stopping { .. });
     ChildInfo {
-        id: child.id.to_string(),
-        pid: child.data.pid.clone().filter(|_| alive),
-        kind: match child.data.spec.start {
-            Start::Actor(_) => Kind::Worker,
-            Start::Supervisor(_) => Kind::Supervisor,
-        },
-        restarting: matches!(child.state, ChildState::Waiting | ChildState::Queued | ChildState::Dead { .. }),
+        id: child.data.id().to_string(),
+        pid: child.data.pid.clone().filter(|_| child.alive()),
+        kind: child.data.spec.kind(),
+        restarting: matches!(child.state, ChildState::Waiting { .. } | ChildState::Queued | ChildState::Dead { .. }),
     }
 }
 

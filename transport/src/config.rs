@@ -66,6 +66,9 @@ pub struct TransportConfig {
     pub protocol_max: u8,
     /// Where packets go: UDP, or a simulated network.
     pub network: Arc<dyn Network>,
+    /// What the transport's own randomness comes from (jitter of dials, QUIC's ids, which packets faults hit); `None`
+    /// takes the operating system's. Only for simulations: a seed that is known makes connection ids predictable.
+    pub seed: Option<u64>,
 }
 
 impl TransportConfig {
@@ -91,6 +94,7 @@ impl TransportConfig {
             driver: None,
             protocol_max: PROTOCOL_VERSION,
             network: Arc::new(UdpNetwork),
+            seed: None,
         }
     }
 }

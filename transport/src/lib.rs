@@ -37,6 +37,7 @@ mod monitor;
 mod network;
 mod outbox;
 mod peer;
+mod random;
 mod refs;
 mod registry;
 mod remote;
@@ -45,6 +46,7 @@ mod stream;
 mod ties;
 mod tls;
 mod transport;
+mod watch;
 
 pub use config::{Identity, Limits, Timings, TransportConfig};
 pub use error::{AskError, AttachError, SendError, StartError};

@@ -16,7 +16,7 @@ use phalanx_actors::Exit;
 use quinn::{Connection, ConnectionError, ReadError, VarInt};
 use tokio::{
     sync::{Semaphore, oneshot},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
 };
 
 use crate::{
@@ -93,6 +93,8 @@ pub(crate) struct Link {
     /// The peer's monitors on paths of ours: its id, the path, our registry's id.
     watched: Mutex<HashMap<u64, (Arc<str>, u64)>>,
     pub(crate) ties: Ties,
+    /// Those who read the lanes; `None` once the link is lost.
+    readers: Mutex<Option<Vec<AbortHandle>>>,
     /// Why we closed it.
     cause: Mutex<Option<LossReason>>,
     pub(crate) frame_bytes: usize,
@@ -123,6 +125,7 @@ impl Link {
             next_monitor: AtomicU64::new(0),
             watched: Mutex::default(),
             ties: Ties::new(limits.monitors),
+            readers: Mutex::new(Some(vec![])),
             cause: Mutex::default(),
             frame_bytes: limits.frame_bytes,
         }
@@ -184,17 +187,32 @@ impl Link {
         }
     }
 
-    /// The link is lost: our monitors fire, the peer's are forgotten.
+    /// Keeps the reader of a lane until the link is lost. Lost already, it reads nothing.
+    fn keep_reader(&self, reader: AbortHandle) {
+        match self.readers.lock().as_mut() {
+            Some(readers) => readers.push(reader),
+            None => reader.abort(),
+        }
+    }
+
+    /// The link is lost: its lanes are read no more, our monitors fire, the peer's are forgotten.
     pub(crate) fn end(&self, registry: &crate::registry::Registry) {
+        // What it still holds must not come between what comes on the next link.
+        for reader in self.readers.lock().take().into_iter().flatten() {
+            reader.abort();
+        }
         self.control.close();
         self.tells.close();
-        let held = self.monitors.lock().take();
-        for sender in held.into_iter().flat_map(HashMap::into_values) {
+        let mut held: Vec<_> = self.monitors.lock().take().into_iter().flatten().collect();
+        // In the order in which they were set.
+        held.sort_unstable_by_key(|(id, _)| *id);
+        for (_, sender) in held {
             let _ = sender.send(Exit::NoConnection);
         }
         self.ties.end();
-        let watched = std::mem::take(&mut *self.watched.lock());
-        for (path, watch) in watched.into_values() {
+        let mut watched: Vec<_> = std::mem::take(&mut *self.watched.lock()).into_values().collect();
+        watched.sort_unstable_by_key(|(_, watch)| *watch);
+        for (path, watch) in watched {
             registry.unwatch(&path, watch);
         }
     }
@@ -259,8 +277,8 @@ pub(crate) async fn run(
     others.spawn(write_tells(c.clone()));
     others.spawn(accept_streams(c.clone()));
     others.spawn(read_datagrams(c.clone()));
-    readers.spawn(read_lane(c.clone(), Lane::Control, control_recv));
-    readers.spawn(read_tells(c.clone()));
+    c.link.keep_reader(readers.spawn(read_lane(c.clone(), Lane::Control, control_recv)));
+    c.link.keep_reader(readers.spawn(read_tells(c.clone())));
 
     let error = c.link.conn.closed().await;
     // What arrived before the close is still handled, before anyone hears of the loss.
@@ -502,6 +520,7 @@ async fn serve_ask(c: &Context, frame: &Frame, mut send: Resetting) -> Result<()
     let body = frame.payload.slice_ref(ask.body);
     let answer = c.node.answer(c.link.peer.clone(), &ask, body);
     let (status, body) = tokio::select! {
+        biased;
         answer = answer => answer,
         // The asker is gone, with its node or without: nobody wants the answer, so the handler's future is dropped.
         _ = given_up => return Ok(()),

@@ -674,11 +674,15 @@ fn send_error(error: phalanx_actors::SendError, node: &str, path: &str) -> SendE
 }
 
 fn ask_error(error: phalanx_actors::AskError, node: &str, path: &str) -> AskError {
+    use phalanx_actors::AskError as Local;
+    let text = error.to_string();
     let (node, path) = (node.into(), path.into());
     match error {
-        phalanx_actors::AskError::NoProc => AskError::NoProc { node, path },
-        phalanx_actors::AskError::Exited(exit) => AskError::Exited { node, path, exit },
-        phalanx_actors::AskError::NoReply => AskError::NoReply { node, path },
-        phalanx_actors::AskError::Timeout => AskError::Timeout { node, path },
+        Local::NoProc => AskError::NoProc { node, path },
+        Local::Exited(exit) => AskError::Exited { node, path, exit },
+        Local::NoReply => AskError::NoReply { node, path },
+        Local::Timeout => AskError::Timeout { node, path },
+        // As they arrive from another node.
+        Local::Full | Local::Dropped => AskError::Remote(text),
     }
 }
