@@ -14,9 +14,12 @@ use phalanx_actors::{
 };
 use phalanx_transport::{PeerEvent, Protocol, Remote, RemoteActor, RemoteRef, SendError, Transport};
 use serde::{Deserialize, Serialize};
-use support::*;
+use support::{Ca, close, connect, event};
 
 const ACTORS_PER_NODE: usize = 33_334;
+
+/// Longest wait for anything that a hundred thousand actors do; only a failing test waits so long.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Local questions under way at a time.
 const ASKS: usize = 1_000;
@@ -79,6 +82,10 @@ struct Roster;
 impl Remote for Roster {
     const NAME: &'static str = "test/Roster";
     type Reply = Vec<RemoteRef<Member>>;
+}
+
+async fn within<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(PATIENCE, future).await.expect("in time")
 }
 
 struct Node {
