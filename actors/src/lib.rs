@@ -41,6 +41,7 @@
 #![warn(missing_docs)]
 
 mod actor;
+mod any;
 mod arbiter;
 mod core;
 mod ctx;
@@ -61,6 +62,7 @@ mod schedule;
 mod shell;
 mod singleton;
 mod spec;
+mod stand_in;
 mod supervisor;
 mod system;
 pub mod testkit;
@@ -70,6 +72,7 @@ mod watchdog;
 pub mod docs;
 
 pub use actor::{Actor, Down, Handler, Later, Message, MessageTo, Replier, Reply};
+pub use any::{ActorType, AnyRef};
 pub use ctx::{Ctx, TaskRef, TimerRef};
 pub use error::{AskError, BuildError, ChildError, JoinError, SendError, StartError};
 pub use exit::Exit;
@@ -79,7 +82,7 @@ pub use inspect::{
 };
 pub use note::MESSAGE_SPANS;
 pub use observe::{MESSAGE_TYPES, OTHER_MESSAGES, Observer};
-pub use pid::{MonitorRef, Pid};
+pub use pid::{ExitWatch, MonitorRef, Pid};
 pub use recipient::{Receive, Recipient, Rejected};
 pub use refs::{Named, Ref};
 pub use singleton::{
@@ -90,6 +93,7 @@ pub use spec::{
     AutoShutdown, Backoff, ChildSpec, MAILBOX_MAX_MESSAGES, MAILBOX_MESSAGES, Overflow, Placement, RESTART_INTENSITY,
     RESTART_PERIOD_MS, Restart, Shutdown, Strategy, SupervisorSpec, WORKER_SHUTDOWN_MS,
 };
+pub use stand_in::{Proxy, StandIn};
 pub use supervisor::{ChildCount, ChildInfo, SupervisorRef};
 pub use system::{System, SystemBuilder};
 pub use trace::{TRACEPARENT_LEN, Trace, TraceError};

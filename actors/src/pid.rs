@@ -10,6 +10,7 @@ use crate::mailbox::Backlog;
 use crate::observe::Stats;
 use crate::shell::{Report, Reporter};
 use crate::spec::{Mailbox, Overflow};
+use crate::stand_in::Proxy;
 use crossbeam_utils::atomic::AtomicCell;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
@@ -22,6 +23,11 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use tokio::sync::{Notify, oneshot};
+
+mod elsewhere;
+
+pub use elsewhere::ExitWatch;
+pub(crate) use elsewhere::WeakPid;
 
 /// One incarnation of an actor or a supervisor. A restarted actor has another pid, and the same path.
 #[derive(Clone)]
@@ -138,11 +144,16 @@ struct Ties {
     groups: Vec<(Arc<dyn AnyGroup>, u64)>,
     /// `None` while nobody looks.
     stats: Option<Box<Stats>>,
+    /// Of a stand-in for a process elsewhere, until it exits.
+    proxy: Option<Arc<dyn Proxy>>,
+    /// It is a stand-in.
+    elsewhere: bool,
 }
 
 enum Watcher {
     Monitor(Pid),
     Once(oneshot::Sender<Exit>),
+    Call(Box<dyn FnOnce(&Exit) + Send>),
 }
 
 /// What reaches an actor outside its mailbox.
@@ -214,12 +225,18 @@ impl Pid {
 
     /// Asks it to stop with this reason. It jumps the mailbox; the first reason counts.
     pub fn stop(&self, reason: Exit) {
+        if let Some(proxy) = self.proxy() {
+            return proxy.stop(reason);
+        }
         self.0.control.lock().ties().stop.get_or_insert(reason);
         self.raise(STOP);
     }
 
     /// Ends it without asking; its `stopping` is not run. A handler that runs just now returns first.
     pub fn kill(&self) {
+        if let Some(proxy) = self.proxy() {
+            return proxy.kill();
+        }
         self.raise(KILL);
     }
 
@@ -392,7 +409,7 @@ impl Pid {
 
     /// Ends it: watchers, links and whoever started it learn the reason, once.
     pub(crate) fn set_exit(&self, exit: &Exit) {
-        let (mut reporter, (watchers, links, groups)) = {
+        let (mut reporter, (watchers, links, groups, _proxy)) = {
             let mut control = self.0.control.lock();
             if control.exit.is_some() {
                 return;
@@ -403,7 +420,8 @@ impl Pid {
                 Some(ties) => {
                     ties.signals = VecDeque::new();
                     let groups = std::mem::take(&mut ties.groups);
-                    (std::mem::take(&mut ties.watchers), std::mem::take(&mut ties.links), groups)
+                    let watchers = std::mem::take(&mut ties.watchers);
+                    (watchers, std::mem::take(&mut ties.links), groups, ties.proxy.take())
                 }
                 None => Default::default(),
             };
@@ -423,6 +441,7 @@ impl Pid {
                 Watcher::Once(tx) => {
                     let _ = tx.send(exit.clone());
                 }
+                Watcher::Call(f) => f(exit),
             }
         }
         for link in links {
@@ -457,7 +476,17 @@ impl Pid {
             if control.exit.is_some() {
                 return;
             }
-            control.ties().signals.push_back(signal);
+            let ties = control.ties();
+            match ties.proxy.clone() {
+                None => ties.signals.push_back(signal),
+                Some(proxy) => {
+                    drop(control);
+                    if let Signal::Exit { from, reason } = signal {
+                        proxy.exited(&from, &reason);
+                    }
+                    return;
+                }
+            }
         }
         self.raise(SIGNAL);
     }
@@ -470,9 +499,10 @@ impl Pid {
             return MonitorRef { target: self.clone(), watch };
         }
         let watch = control.ties().next_watch();
+        let reason = control.gone();
         drop(control);
         let monitor = MonitorRef { target: self.clone(), watch };
-        by.signal(Signal::Down(Down { monitor: monitor.clone(), pid: self.clone(), reason: Exit::NoProc }));
+        by.signal(Signal::Down(Down { monitor: monitor.clone(), pid: self.clone(), reason }));
         monitor
     }
 
@@ -481,33 +511,41 @@ impl Pid {
         if self == other {
             return;
         }
-        {
+        let proxy = {
             let mut control = other.0.control.lock();
             if control.exit.is_some() {
+                let reason = control.gone();
                 drop(control);
-                return self.signal(Signal::Exit { from: other.clone(), reason: Exit::NoProc });
+                return self.signal(Signal::Exit { from: other.clone(), reason });
             }
-            let links = &mut control.ties().links;
-            if !links.contains(self) {
-                links.push(self.clone());
+            if !control.add_link(self) {
+                return;
             }
-        }
-        let mut control = self.0.control.lock();
-        let links = &mut control.ties().links;
-        if !links.contains(other) {
-            links.push(other.clone());
+            control.ties().proxy.clone()
+        };
+        self.0.control.lock().add_link(other);
+        if let Some(proxy) = proxy {
+            proxy.linked(self);
         }
     }
 
     pub(crate) fn unlink(&self, other: &Pid) {
-        self.forget_link(other);
+        let linked = self.forget_link(other);
         other.forget_link(self);
+        if linked && let Some(proxy) = other.proxy() {
+            proxy.unlinked(self);
+        }
     }
 
-    fn forget_link(&self, other: &Pid) {
-        if let Some(ties) = &mut self.0.control.lock().ties {
-            ties.links.retain(|pid| pid != other);
-        }
+    /// Whether there was one.
+    pub(crate) fn forget_link(&self, other: &Pid) -> bool {
+        let mut control = self.0.control.lock();
+        let Some(ties) = &mut control.ties else { return false };
+        let at = ties.links.iter().position(|pid| pid == other);
+        let link = at.map(|at| ties.links.remove(at));
+        // Outside the lock: it may be the last reference.
+        drop(control);
+        link.is_some()
     }
 
     fn forget_watcher(&self, watch: u64) {
@@ -683,6 +721,25 @@ impl Control {
 
     fn ties(&mut self) -> &mut Ties {
         self.ties.get_or_insert_default()
+    }
+
+    /// False if there was one already.
+    fn add_link(&mut self, pid: &Pid) -> bool {
+        let links = &mut self.ties().links;
+        if links.contains(pid) {
+            return false;
+        }
+        links.push(pid.clone());
+        true
+    }
+
+    /// What those learn who come after the end: there is no such process, or nobody can tell.
+    fn gone(&self) -> Exit {
+        let out_of_reach = self.ties.as_ref().is_some_and(|ties| ties.elsewhere);
+        match self.exit.as_deref() {
+            Some(Exit::NoConnection) if out_of_reach => Exit::NoConnection,
+            _ => Exit::NoProc,
+        }
     }
 }
 

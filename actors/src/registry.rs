@@ -160,6 +160,13 @@ impl Registry {
         self.nodes.read().get(path)?.live.as_ref()?.1.clone()
     }
 
+    /// Whoever lives at the path, with its mailbox.
+    pub(crate) fn found(&self, path: &str) -> Option<(Pid, AnyInbox)> {
+        let nodes = self.nodes.read();
+        let (pid, inbox) = nodes.get(path)?.live.as_ref()?;
+        Some((pid.clone(), inbox.clone()?))
+    }
+
     pub(crate) fn live(&self) -> Vec<Pid> {
         self.nodes.read().values().filter_map(|node| Some(node.live.as_ref()?.0.clone())).collect()
     }

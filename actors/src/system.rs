@@ -3,6 +3,7 @@
 //! Must never be a global: many systems live in one process. Made by whoever embeds the crate.
 
 use crate::actor::Actor;
+use crate::any::AnyRef;
 use crate::arbiter::{self, Arbiter, Heartbeat, Turn};
 use crate::core::intensity::Intensity;
 use crate::error::{BuildError, StartError};
@@ -284,6 +285,16 @@ impl System {
     /// The actor of type `A` that runs at a path now.
     pub fn lookup<A: Actor>(&self, path: &str) -> Option<Ref<A>> {
         self.inner.lookup(path)
+    }
+
+    /// The process that runs at a path now, of whatever type; a supervisor too.
+    pub fn find(&self, path: &str) -> Option<AnyRef> {
+        self.inner.registry.found(path).map(|(pid, inbox)| AnyRef::new(pid, inbox))
+    }
+
+    /// A handle that does not keep the system alive, for what lives inside of it or beside it.
+    pub fn guest_handle(&self) -> System {
+        System::guest(self.inner.clone())
     }
 
     /// The supervisor that runs at a path now: how an actor reaches a dynamic supervisor that is its sibling.

@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use phalanx_actors::Trace;
 use tokio::{
     task::JoinHandle,
     time::{Instant, timeout_at},
@@ -12,42 +13,57 @@ use tokio::{
 use crate::{
     endpoint::{Node, Phase, guarded},
     error::{AskError, SendError},
-    frame::{Ask, EncodeError, Kind, Open, encode, status},
+    frame::{Ask, EncodeError, Kind, More, Open, encode, status},
     link::{BODY_PRIORITY, Link, MESSAGE_PRIORITY, ReadFrameError, read_reply},
     peer::Counters,
+    remote::Envelope,
     stream::{self, RecvStream, Resetting, SendStream},
+    ties::read_exit,
 };
 
 /// Longest deadline: what is longer is cut to it, so that arithmetic on instants holds.
-const DEADLINE_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
+pub(crate) const DEADLINE_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
 
 /// One ask or open under way.
 pub(crate) struct Request {
     own: Arc<Node>,
     node: String,
     path: String,
-    name: &'static str,
-    version: u16,
+    message: Envelope<'static>,
     deadline: Instant,
+    /// The span that it is asked in.
+    trace: Option<Trace>,
+    /// Whether it waits for a connection.
+    waits: bool,
+    /// The boot of the node and the pid there, when one incarnation is meant.
+    target: Option<(u64, u64)>,
 }
 
 impl Request {
     /// A request that ends in `within` from now. An open has no message's name.
-    pub(crate) fn new(
-        own: &Arc<Node>,
-        node: &str,
-        path: &str,
-        (name, version): (&'static str, u16),
-        within: Duration,
-    ) -> Self {
+    pub(crate) fn new(own: &Arc<Node>, node: &str, path: &str, message: Envelope<'static>, within: Duration) -> Self {
         Self {
             own: own.clone(),
             node: node.into(),
             path: path.into(),
-            name,
-            version,
+            message,
             deadline: Instant::now() + within.min(DEADLINE_MAX),
+            trace: Trace::current(),
+            waits: true,
+            target: None,
         }
+    }
+
+    /// Does not wait for a connection.
+    pub(crate) fn at_once(mut self) -> Self {
+        self.waits = false;
+        self
+    }
+
+    /// To one incarnation; does not wait for a connection.
+    pub(crate) fn of_incarnation(mut self, node: u64, pid: u64) -> Self {
+        self.target = Some((node, pid));
+        self.at_once()
     }
 
     /// Sends the encoded message and gives the encoded reply.
@@ -69,13 +85,16 @@ impl Request {
     async fn ask_own(&self, body: Bytes) -> Result<(u8, Bytes), AskError> {
         let node = self.own.clone();
         // For the limit's sake alone: what is too large for a peer is too large here.
-        encode(Kind::Ask, &self.frame(&body), node.limits.frame_bytes)?;
-        let (path, name, version) = (self.path.clone(), self.name, self.version);
+        encode(Kind::Ask, &self.frame(&body, None), node.limits.frame_bytes)?;
+        let (version_min, pid) = (self.message.version_min, self.pid());
+        let trace = self.trace.map(|trace| trace.to_string());
+        let (path, Envelope { name, version, .. }) = (self.path.clone(), self.message);
         let deadline_ms = self.remaining_ms();
         let runtime = node.handlers.clone();
         // On the handlers' runtime, as a peer's would be; cancelled with this future.
         let mut handling = Cancelling(runtime.spawn(async move {
-            let ask = Ask { path: &path, name, version, deadline_ms, body: &body };
+            let more = Some(More { version_min, pid, trace: trace.as_deref() });
+            let ask = Ask { path: &path, name, version, deadline_ms, body: &body, more };
             let mut phase = node.phase.subscribe();
             tokio::select! {
                 biased;
@@ -100,7 +119,10 @@ impl Request {
             let Ok(_permit) = link.asks.acquire().await else {
                 return Err(self.no_connection());
             };
-            let frame = encode(Kind::Ask, &self.frame(body), limits.frame_bytes)?;
+            let trace = self.trace.map(|trace| trace.to_string());
+            let more = link.more(&self.message, self.pid(), trace.as_deref());
+            let more = more.ok_or_else(|| AskError::Unsupported { node: self.node.clone() })?;
+            let frame = encode(Kind::Ask, &self.frame(body, more), limits.frame_bytes)?;
             let (send, mut recv) = link.conn.open_bi().await.map_err(|_| self.no_connection())?;
             let _ = send.set_priority(MESSAGE_PRIORITY);
             let mut send = Resetting::new(send);
@@ -157,6 +179,14 @@ impl Request {
     /// The link to the node, waited for until the deadline.
     async fn link(&self) -> Result<Arc<Link>, AskError> {
         let node = &self.own;
+        if !self.waits {
+            let link = node.peer(&self.node).and_then(|slot| slot.link()).ok_or_else(|| self.no_connection())?;
+            return match self.target {
+                Some((incarnation, _)) if incarnation < link.peer.incarnation => Err(self.no_proc()),
+                Some((incarnation, _)) if incarnation > link.peer.incarnation => Err(self.no_connection()),
+                _ => Ok(link),
+            };
+        }
         let mut known = node.peers_known.subscribe();
         let mut phase = node.phase.subscribe();
         let waiting = async {
@@ -210,17 +240,24 @@ impl Request {
             status::OK => Ok(body),
             status::NO_PROC => Err(self.no_proc()),
             status::UNKNOWN_MESSAGE => {
-                Err(AskError::UnknownMessage { path, name: self.name.into(), version: self.version })
+                Err(AskError::UnknownMessage { path, name: self.message.name.into(), version: self.message.version })
             }
             status::BAD_MESSAGE => Err(AskError::BadMessage { path, reason: text() }),
             status::FAILED => Err(AskError::Remote(text())),
             status::TIMEOUT => Err(self.timed_out()),
+            status::EXITED => Err(AskError::Exited { node: self.node.clone(), path, exit: read_exit(&body) }),
+            status::NO_REPLY => Err(AskError::NoReply { node: self.node.clone(), path }),
             other => Err(AskError::BadReply { path, reason: format!("unknown status {other}") }),
         }
     }
 
-    fn frame<'a>(&'a self, body: &'a [u8]) -> Ask<'a> {
-        Ask { path: &self.path, name: self.name, version: self.version, deadline_ms: self.remaining_ms(), body }
+    fn pid(&self) -> Option<u64> {
+        self.target.map(|(_, pid)| pid)
+    }
+
+    fn frame<'a>(&'a self, body: &'a [u8], more: Option<More<'a>>) -> Ask<'a> {
+        let Envelope { name, version, .. } = self.message;
+        Ask { path: &self.path, name, version, deadline_ms: self.remaining_ms(), body, more }
     }
 
     fn remaining_ms(&self) -> u64 {

@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use crate::{
     credentials::Revoked,
     event::NodeName,
-    frame::MAX_FRAME_BYTES,
+    frame::{MAX_FRAME_BYTES, PROTOCOL_VERSION},
     network::{Network, UdpNetwork},
     outbox::URGENT_FACTOR,
 };
@@ -66,6 +66,9 @@ pub struct TransportConfig {
     /// Runtime on which the endpoint itself runs; `None` starts a thread of its own, named `transport`, so that no busy
     /// handler delays a lease. A simulation gives its own single-threaded runtime.
     pub driver: Option<Handle>,
+    /// Newest protocol version to speak. Lower than [`PROTOCOL_VERSION`] while nodes that do not know that are to come back
+    /// after an upgrade.
+    pub protocol_max: u8,
     /// Where packets go: UDP, or a simulated network.
     pub network: Arc<dyn Network>,
     /// Who is not let in, from the start; see [`Transport::set_revoked`](crate::Transport::set_revoked).
@@ -98,6 +101,7 @@ impl TransportConfig {
             timings: Timings::default(),
             handlers: None,
             driver: None,
+            protocol_max: PROTOCOL_VERSION,
             network: Arc::new(UdpNetwork),
             revoked: Revoked::default(),
             clock: Arc::new(DefaultTimeProvider),
@@ -247,6 +251,8 @@ pub struct Timings {
     pub open_stream_ms: u64,
     /// How long a full inbox holds up its lane before it starts to drop.
     pub inbox_wait_ms: u64,
+    /// A lookup of an actor gives up after this.
+    pub lookup_ms: u64,
     /// `close` waits this long for what was already told to be written out.
     pub close_flush_ms: u64,
     /// Certificates, the peers' and our own, are held against the wall clock this often: one that has expired costs its
@@ -265,6 +271,7 @@ impl Default for Timings {
             request_read_ms: 30_000,
             open_stream_ms: 10_000,
             inbox_wait_ms: 1_000,
+            lookup_ms: 5_000,
             close_flush_ms: 500,
             certificate_check_ms: 5_000,
         }

@@ -14,8 +14,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::FutureExt;
+use futures::{FutureExt, future::BoxFuture};
 use parking_lot::{Mutex, RwLock};
+use phalanx_actors::{AnyRef, Trace};
 use quinn::{Connection, ConnectionError, Endpoint, Incoming, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::{
@@ -30,14 +31,17 @@ use crate::{
     credentials::Credentials,
     event::{LossReason, NodeName, Peer, PeerEvent, Refusal},
     fault::FaultTable,
-    frame::{Ask, Frame, FrameError, Kind, MAX_HELLO_BYTES, PROTOCOL_VERSION, Reply, encode, status},
+    frame::{Ask, FRAME_VERSION, Frame, FrameError, Kind, MAX_HELLO_BYTES, More, Reply, encode, status},
     handshakes::{Admission, Handshakes, Place},
     hello::{Hello, Me, Origin, Verdict, Welcome},
     inbox::{Bounds, Inboxes},
     link::{self, CloseCode, Link, ReadFrameError, read_frame},
     peer::{PeerSlot, SlotState, Trouble},
     random::Random,
-    registry::{Call, Failure, Outcome, Registry},
+    registry::{Call, Failure, MessageHandler, Outcome, Registry},
+    remote::Envelope,
+    shared::{HandOver, SharedActors},
+    ties::write_exit,
     tls::{Side, Tls, node_of, server_name},
     watch,
 };
@@ -77,6 +81,7 @@ pub(crate) struct Node {
     pub(crate) faults: Arc<FaultTable>,
     pub(crate) random: Arc<Random>,
     pub(crate) registry: Registry,
+    pub(crate) shared: SharedActors,
     pub(crate) events: broadcast::Sender<PeerEvent>,
     pub(crate) phase: watch::Sender<Phase>,
     /// Inboxes of messages to our own name.
@@ -123,6 +128,7 @@ impl Node {
             faults: parts.faults,
             random: parts.random,
             registry: Registry::default(),
+            shared: SharedActors::default(),
             events: parts.events,
             phase: watch::Sender::new(Phase::Running),
             own_inboxes: inboxes,
@@ -190,18 +196,40 @@ impl Node {
         slot.wake.notify_one();
     }
 
+    /// Who takes a message to a path: what is served there, else the actor that runs there; with a pid, that incarnation.
+    pub(crate) fn taker(
+        self: &Arc<Self>,
+        path: &str,
+        name: &str,
+        version: u16,
+        more: Option<More<'_>>,
+    ) -> Result<Taker, Failure> {
+        let message = Envelope { name, version, version_min: more.map_or(version, |more| more.version_min) };
+        let pid = more.and_then(|more| more.pid);
+        if pid.is_none()
+            && let Some(served) = self.registry.message(path, &message)
+        {
+            return served.map(Taker::Served);
+        }
+        let (hand_over, actor) = self.shared.taker(path, pid, &message)?;
+        Ok(Taker::Actor(self.clone(), hand_over, actor))
+    }
+
     /// Handles one ask, ours or a peer's: a status and the encoded reply or the error's text.
-    pub(crate) async fn answer(&self, peer: Peer, ask: &Ask<'_>, body: Bytes) -> (u8, Bytes) {
+    pub(crate) async fn answer(self: &Arc<Self>, peer: Peer, ask: &Ask<'_>, body: Bytes) -> (u8, Bytes) {
         let deadline = Duration::from_millis(ask.deadline_ms);
-        let outcome = match self.registry.message(ask.path, ask.name, ask.version) {
-            Ok(handler) => {
-                let handling = guarded(|| handler(peer, body, Call::Ask { deadline }));
+        let outcome = match self.taker(ask.path, ask.name, ask.version, ask.more) {
+            Ok(taker) => {
+                let handling = guarded(|| taker.take(peer, body, Call::Ask { deadline }));
+                let handling = traced(ask.more.and_then(|more| more.trace), handling);
                 timeout(deadline, handling).await.unwrap_or(Err(Failure::Timeout))
             }
             Err(failure) => Err(failure),
         };
         match outcome {
             Ok(reply) => (status::OK, reply.into()),
+            Err(Failure::Exited(exit)) => (status::EXITED, write_exit(&exit).into()),
+            Err(Failure::NoReply) => (status::NO_REPLY, Bytes::new()),
             Err(Failure::BadMessage(text)) => (status::BAD_MESSAGE, text.into()),
             Err(Failure::Failed(text)) => (status::FAILED, text.into()),
             Err(Failure::NoProc) => (status::NO_PROC, Bytes::new()),
@@ -270,6 +298,29 @@ impl Node {
     }
 }
 
+/// Handles a message in the span that it was sent in, if any.
+pub(crate) async fn traced<F: Future>(trace: Option<&str>, handling: F) -> F::Output {
+    match trace.and_then(|trace| trace.parse::<Trace>().ok()) {
+        Some(trace) => trace.scope_async(handling).await,
+        None => handling.await,
+    }
+}
+
+/// Whoever takes a message.
+pub(crate) enum Taker {
+    Served(MessageHandler),
+    Actor(Arc<Node>, HandOver, AnyRef),
+}
+
+impl Taker {
+    pub(crate) fn take(self, peer: Peer, body: Bytes, call: Call) -> BoxFuture<'static, Outcome> {
+        match self {
+            Self::Served(handler) => handler(peer, body, call),
+            Self::Actor(node, hand_over, actor) => hand_over(node, actor, body, call),
+        }
+    }
+}
+
 pub(crate) fn server_config(tls: &Tls, quic: &Arc<quinn::TransportConfig>, limits: &Limits) -> quinn::ServerConfig {
     let mut config = quinn::ServerConfig::with_crypto(tls.server.clone());
     config.transport_config(quic.clone());
@@ -310,7 +361,7 @@ pub(crate) async fn guarded<F: Future<Output = Outcome>>(handler: impl FnOnce() 
 pub(crate) fn encode_datagram(path: &str, body: &[u8]) -> Option<Bytes> {
     let path_bytes = u16::try_from(path.len()).ok()?;
     let mut datagram = Vec::with_capacity(3 + path.len() + body.len());
-    datagram.push(PROTOCOL_VERSION);
+    datagram.push(FRAME_VERSION);
     datagram.extend_from_slice(&path_bytes.to_be_bytes());
     datagram.extend_from_slice(path.as_bytes());
     datagram.extend_from_slice(body);
@@ -319,7 +370,7 @@ pub(crate) fn encode_datagram(path: &str, body: &[u8]) -> Option<Bytes> {
 
 pub(crate) fn parse_datagram(datagram: &Bytes) -> Option<(&str, Bytes)> {
     let (head, rest) = datagram.split_first_chunk::<3>()?;
-    let [PROTOCOL_VERSION, high, low] = *head else {
+    let [FRAME_VERSION, high, low] = *head else {
         return None;
     };
     let path_bytes = usize::from(u16::from_be_bytes([high, low]));
@@ -408,8 +459,8 @@ async fn welcome(node: &Arc<Node>, conn: &Connection, identity: u64) -> Result<(
         match node.me.judge_hello(&name, &hello, slot.view(&state)) {
             Verdict::Accept(welcome) => {
                 node.admit(&slot, conn, Side::Dialer).map_err(|refusal| named(Some(refusal)))?;
-                let link =
-                    new_link(node, &slot, hello.incarnation, Origin { dialed_by_us: false, dial: hello.dial }, conn);
+                let origin = Origin { dialed_by_us: false, dial: hello.dial };
+                let link = new_link(node, &slot, hello.incarnation, origin, welcome.version, conn);
                 // The first frame that goes out on this connection, before anything that is told to it.
                 let frame = encode(Kind::Welcome, &welcome, MAX_HELLO_BYTES).map_err(|_| named(None))?;
                 let _ = link.control.push_unbounded(&frame);
@@ -431,11 +482,18 @@ async fn welcome(node: &Arc<Node>, conn: &Connection, identity: u64) -> Result<(
     Ok(())
 }
 
-fn new_link(node: &Node, slot: &PeerSlot, incarnation: u64, origin: Origin, conn: &Connection) -> Arc<Link> {
+fn new_link(
+    node: &Node,
+    slot: &PeerSlot,
+    incarnation: u64,
+    origin: Origin,
+    protocol: u8,
+    conn: &Connection,
+) -> Arc<Link> {
     node.faults.see(&slot.name, conn.remote_address());
     let peer = Peer { node: slot.name.clone(), incarnation };
     tracing::info!(node = %slot.name, incarnation, "connected to {}", slot.name);
-    Arc::new(Link::new(peer, origin, conn.clone(), &node.limits, node.credentials.now_secs()))
+    Arc::new(Link::new(peer, origin, protocol, conn.clone(), &node.limits, node.credentials.now_secs()))
 }
 
 /// The peer of a handshake that began with an identity which is not ours any more learns the new one.
@@ -618,7 +676,8 @@ async fn say_hello(node: &Arc<Node>, slot: &Arc<PeerSlot>, addr: SocketAddr, dia
             return Err(DialFailure::Refused(refusal));
         }
         admit_acceptor(node, slot, &conn)?;
-        let link = new_link(node, slot, welcome.incarnation, Origin { dialed_by_us: true, dial }, &conn);
+        let origin = Origin { dialed_by_us: true, dial };
+        let link = new_link(node, slot, welcome.incarnation, origin, welcome.version, &conn);
         show_newer_identity(node, &link, identity);
         slot.install(&mut state, link.clone(), &node.registry, &node.events);
         link
@@ -699,7 +758,7 @@ mod tests {
         fn datagrams_never_panic_on_arbitrary_bytes(bytes in prop::collection::vec(any::<u8>(), 0..64), version in any::<bool>()) {
             let mut bytes = bytes;
             if let (Some(first), true) = (bytes.first_mut(), version) {
-                *first = PROTOCOL_VERSION;
+                *first = FRAME_VERSION;
             }
             let _ = parse_datagram(&bytes.into());
         }

@@ -116,6 +116,34 @@ pub enum AskError {
         /// Why the last dial was refused.
         reason: String,
     },
+    /// The actor ended before it answered.
+    #[error("{path} on node {node} ended before it answered: {exit}")]
+    Exited {
+        /// Node asked.
+        node: String,
+        /// Path asked.
+        path: String,
+        /// Why it ended.
+        exit: phalanx_actors::Exit,
+    },
+    /// The actor dropped its [`Replier`](phalanx_actors::Replier).
+    #[error("{path} on node {node} chose not to answer")]
+    NoReply {
+        /// Node asked.
+        node: String,
+        /// Path asked.
+        path: String,
+    },
+    /// An actor runs there, and is not of the type that was asked for.
+    #[error("{path} on node {node} is a {found}")]
+    OtherType {
+        /// Node asked.
+        node: String,
+        /// Path asked.
+        path: String,
+        /// [`RemoteActor::NAME`](crate::RemoteActor::NAME) of the actor there.
+        found: String,
+    },
     /// The handler answered with an error.
     #[error("{0}")]
     Remote(String),
@@ -138,6 +166,12 @@ pub enum AskError {
     /// The message cannot be encoded.
     #[error("cannot encode the message: {0}")]
     Unencodable(String),
+    /// The node runs a version that knows no references to actors.
+    #[error("node {node} knows no references to actors: upgrade it")]
+    Unsupported {
+        /// Node asked.
+        node: String,
+    },
     /// The path is served, but not this message in this version.
     #[error("{path} does not know message {name} version {version}")]
     UnknownMessage {
@@ -148,6 +182,14 @@ pub enum AskError {
         /// [`Remote::VERSION`](crate::Remote::VERSION).
         version: u16,
     },
+}
+
+/// Why a system was not attached.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum AttachError {
+    /// A transport has one system: actors' numbers are unique within one.
+    #[error("this transport has an actor system already")]
+    Attached,
 }
 
 /// Why a tell or datagram was not taken. `Ok` means taken, not arrived: delivery is at most once.
@@ -168,6 +210,14 @@ pub enum SendError {
         /// Node told.
         node: String,
     },
+    /// The actor has ended, or its node has been restarted.
+    #[error("no process at {path} on node {node}")]
+    NoProc {
+        /// Node told.
+        node: String,
+        /// Path told.
+        path: String,
+    },
     /// The message does not fit a frame, or the datagram a packet.
     #[error("message of {bytes} bytes is over the limit of {limit}")]
     TooLarge {
@@ -179,4 +229,10 @@ pub enum SendError {
     /// The message cannot be encoded.
     #[error("cannot encode the message: {0}")]
     Unencodable(String),
+    /// The node runs a version that knows no references to actors.
+    #[error("node {node} knows no references to actors: upgrade it")]
+    Unsupported {
+        /// Node told.
+        node: String,
+    },
 }

@@ -8,11 +8,23 @@ use bytes::{Buf, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Version of everything after the hello. The hello itself never changes its layout.
-pub const PROTOCOL_VERSION: u8 = 1;
+use crate::decode;
 
-/// Oldest version that this build speaks.
+/// Version of everything after the hello: which kinds of frames there are, and what is in them. Two nodes speak the newest
+/// that both know. 2 added references: pids, links, signals, ranges of message versions and trace context.
+pub const PROTOCOL_VERSION: u8 = 2;
+
+/// Oldest version that this build speaks. Payloads of version 1 are read strictly by builds that know no other.
 pub(crate) const PROTOCOL_VERSION_MIN: u8 = 1;
+
+/// First version with references to actors.
+pub(crate) const REFERENCES_SINCE: u8 = 2;
+
+/// First version in which a new certificate is shown on an open connection.
+pub(crate) const IDENTITY_SINCE: u8 = 2;
+
+/// Version of the frame's header and of a datagram's. The same in all protocol versions, for the hello comes in a frame.
+pub(crate) const FRAME_VERSION: u8 = 1;
 
 /// Default of `Limits::frame_bytes`.
 pub const MAX_FRAME_BYTES: usize = 4 << 20;
@@ -43,6 +55,7 @@ pub(crate) enum Kind {
     Reply = 8,
     Open = 9,
     Identity = 10,
+    Signal = 11,
 }
 
 impl Kind {
@@ -58,6 +71,7 @@ impl Kind {
             8 => Self::Reply,
             9 => Self::Open,
             10 => Self::Identity,
+            11 => Self::Signal,
             _ => return None,
         })
     }
@@ -71,6 +85,19 @@ pub(crate) struct Tell<'a> {
     pub(crate) version: u16,
     #[serde(borrow, with = "serde_bytes")]
     pub(crate) body: &'a [u8],
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(crate) more: Option<More<'a>>,
+}
+
+/// What protocol version 2 has added to a message. Left out, which is the layout of version 1, where it says nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct More<'a> {
+    /// Oldest version of the message that reads this one. Left out: its own version.
+    pub(crate) version_min: u16,
+    /// The incarnation that is meant. Left out: whichever there is.
+    pub(crate) pid: Option<u64>,
+    /// The span that it was sent in, as a W3C `traceparent`; one that cannot be read is none.
+    pub(crate) trace: Option<&'a str>,
 }
 
 /// A message with answer, alone on its stream.
@@ -83,6 +110,8 @@ pub(crate) struct Ask<'a> {
     pub(crate) deadline_ms: u64,
     #[serde(borrow, with = "serde_bytes")]
     pub(crate) body: &'a [u8],
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub(crate) more: Option<More<'a>>,
 }
 
 /// The answer to an ask or to an open.
@@ -102,6 +131,10 @@ pub(crate) mod status {
     pub(crate) const BAD_MESSAGE: u8 = 3;
     pub(crate) const FAILED: u8 = 4;
     pub(crate) const TIMEOUT: u8 = 5;
+    /// Since protocol version 2, to asks with a pid: the body is the exit.
+    pub(crate) const EXITED: u8 = 6;
+    /// Since protocol version 2, to asks with a pid.
+    pub(crate) const NO_REPLY: u8 = 7;
 }
 
 /// The head of a stream; raw bytes follow once the other side has replied.
@@ -117,6 +150,34 @@ pub(crate) struct Open<'a> {
 pub(crate) struct MonitorPath<'a> {
     pub(crate) id: u64,
     pub(crate) path: &'a str,
+    /// Since protocol version 2: the incarnation that is meant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pid: Option<u64>,
+}
+
+/// Since protocol version 2: what reaches an actor outside its mailbox, from an actor or from whoever refers to it.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Signal<'a> {
+    pub(crate) path: &'a str,
+    /// Left out: whichever incarnation there is.
+    pub(crate) pid: Option<u64>,
+    /// The actor that it is from, for links.
+    pub(crate) from: Option<(&'a str, u64)>,
+    /// One of `signal`; others are ignored.
+    pub(crate) what: u8,
+    /// The encoded exit of a stop or an exit; empty else.
+    #[serde(borrow, with = "serde_bytes")]
+    pub(crate) reason: &'a [u8],
+}
+
+/// Values of `Signal::what`.
+pub(crate) mod signal {
+    pub(crate) const STOP: u8 = 0;
+    pub(crate) const KILL: u8 = 1;
+    pub(crate) const LINK: u8 = 2;
+    pub(crate) const UNLINK: u8 = 3;
+    /// `from` has exited.
+    pub(crate) const EXIT: u8 = 4;
 }
 
 /// Why a frame, and with it the connection, is refused.
@@ -126,7 +187,7 @@ pub(crate) enum FrameError {
     TooLarge { bytes: usize, limit: usize },
     #[error("frame of {0} bytes announced, too short to be one")]
     TooShort(usize),
-    #[error("frame of version {0}, expected {PROTOCOL_VERSION}")]
+    #[error("frame of version {0}, expected {FRAME_VERSION}")]
     Version(u8),
     #[error("unknown frame kind {0}")]
     Kind(u8),
@@ -163,7 +224,7 @@ impl Header {
             return Err(FrameError::TooLarge { bytes: announced, limit });
         }
         let payload_bytes = announced.checked_sub(COUNTED_HEADER_BYTES).ok_or(FrameError::TooShort(announced))?;
-        if version != PROTOCOL_VERSION {
+        if version != FRAME_VERSION {
             return Err(FrameError::Version(version));
         }
         let kind = Kind::parse(kind).ok_or(FrameError::Kind(kind))?;
@@ -181,13 +242,13 @@ pub(crate) struct Frame {
 impl Frame {
     /// Reads the payload as a `T` that borrows from it.
     pub(crate) fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, FrameError> {
-        rmp_serde::from_slice(&self.payload).map_err(|e| FrameError::Payload { kind: self.kind, reason: e.to_string() })
+        decode::from_slice(&self.payload).map_err(|e| FrameError::Payload { kind: self.kind, reason: e.to_string() })
     }
 }
 
 /// Encodes one frame, at most `limit` bytes after the length field.
 pub(crate) fn encode<T: Serialize>(kind: Kind, payload: &T, limit: usize) -> Result<Vec<u8>, EncodeError> {
-    let mut out = vec![0, 0, 0, 0, PROTOCOL_VERSION, kind as u8];
+    let mut out = vec![0, 0, 0, 0, FRAME_VERSION, kind as u8];
     rmp_serde::encode::write(&mut out, payload).map_err(|e| EncodeError::Unencodable(e.to_string()))?;
     let counted = out.len() - (HEADER_BYTES - COUNTED_HEADER_BYTES);
     match u32::try_from(counted) {

@@ -6,7 +6,10 @@ use rustls::pki_types::CertificateDer;
 
 use crate::{
     endpoint::{encode_datagram, parse_datagram},
-    frame::{Ask, Decoder, Frame, FrameError, HEADER_BYTES, Kind, MonitorPath, Open, Reply, Tell, encode},
+    frame::{
+        Ask, Decoder, Frame, FrameError, HEADER_BYTES, Kind, MonitorPath, Open, PROTOCOL_VERSION, Reply, Signal, Tell,
+        encode,
+    },
     hello::{Hello, Me, Origin, Verdict, View, Welcome},
     reauth::{self, Proof},
     tls::{node_of, window_of},
@@ -82,7 +85,7 @@ fn whole(bytes: &[u8]) -> Frame {
 
 /// Reads a frame as each message that it could be taken for, on the lanes and on a stream of its own.
 fn read(frame: &Frame) {
-    again!(frame, Tell<'_>, Ask<'_>, Reply<'_>, Open<'_>, MonitorPath<'_>);
+    again!(frame, Tell<'_>, Ask<'_>, Reply<'_>, Open<'_>, MonitorPath<'_>, Signal<'_>);
     again!(frame, Proof<'_>, (u64,), (u64, phalanx_actors::Exit), Hello, Welcome);
     // What a handler does with a body of its own type.
     let _ = rmp_serde::from_slice::<(Vec<u32>, String, Option<Box<phalanx_actors::Exit>>)>(&frame.payload);
@@ -96,7 +99,7 @@ pub fn hello(data: &[u8]) {
         return;
     };
     let [certified, sent, newest, up, up_dial, accepted_boot, accepted_dial, side] = *choice;
-    let me = Me { cluster: CLUSTER.into(), node: "m".into(), incarnation: 5 };
+    let me = Me { cluster: CLUSTER.into(), node: "m".into(), incarnation: 5, protocol_max: PROTOCOL_VERSION };
     let certified = ["a", "m", "z", "n1.rack2"][usize::from(certified % 4)];
     let view = View {
         newest: (newest > 0).then_some(u64::from(newest)),
@@ -127,7 +130,12 @@ pub fn hello(data: &[u8]) {
                 Verdict::Accept(welcome) => {
                     assert!((hello.version_min..=hello.version_max).contains(&welcome.version));
                     // What we say to that, the other side understands and takes.
-                    let dialer = Me { cluster: CLUSTER.into(), node: certified.into(), incarnation: hello.incarnation };
+                    let dialer = Me {
+                        cluster: CLUSTER.into(),
+                        node: certified.into(),
+                        incarnation: hello.incarnation,
+                        protocol_max: PROTOCOL_VERSION,
+                    };
                     assert_eq!(dialer.judge_welcome("m", &welcome, View::default()), Ok(()));
                 }
                 Verdict::Duplicate => assert!(view.hello_sent || view.up.is_some(), "of what is it a duplicate?"),

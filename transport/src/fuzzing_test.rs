@@ -139,15 +139,15 @@ fn the_seeds_are_what_this_build_sends() {
     let welcome = Welcome { version: 1, cluster: CLUSTER.into(), node: "a".into(), incarnation: 7 };
     let hello = frame(Kind::Hello, encode(Kind::Hello, &hello, LIMIT));
     let welcome = frame(Kind::Welcome, encode(Kind::Welcome, &welcome, LIMIT));
-    let tell = Tell { path: "agent/pods", name: "test/Tell", version: 1, body: b"body" };
+    let tell = Tell { path: "agent/pods", name: "test/Tell", version: 1, body: b"body", more: None };
     let large = Tell { body: &[7; 40 << 10], ..tell };
-    let ask = Ask { path: "agent/pods", name: "test/Ask", version: 1, deadline_ms: 1_000, body: b"body" };
+    let ask = Ask { path: "agent/pods", name: "test/Ask", version: 1, deadline_ms: 1_000, body: b"body", more: None };
     let lanes = [
         frame(Kind::Tell, encode(Kind::Tell, &tell, LIMIT)),
         frame(Kind::Ask, encode(Kind::Ask, &ask, LIMIT)),
         frame(Kind::Reply, encode(Kind::Reply, &Reply { status: 0, body: b"reply" }, LIMIT)),
         frame(Kind::Open, encode(Kind::Open, &Open { path: "agent/logs", header: b"head" }, LIMIT)),
-        frame(Kind::Monitor, encode(Kind::Monitor, &MonitorPath { id: 1, path: "agent/pods" }, LIMIT)),
+        frame(Kind::Monitor, encode(Kind::Monitor, &MonitorPath { id: 1, path: "agent/pods", pid: None }, LIMIT)),
         frame(Kind::Demonitor, encode(Kind::Demonitor, &(1u64,), LIMIT)),
         frame(Kind::Down, encode(Kind::Down, &(1u64, &exit), LIMIT)),
         hello.clone(),

@@ -16,10 +16,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    event::Refusal,
-    frame::{PROTOCOL_VERSION, PROTOCOL_VERSION_MIN},
-};
+use crate::{event::Refusal, frame::PROTOCOL_VERSION_MIN};
 
 /// First frame of the dialer. Fields are only ever appended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +47,8 @@ pub(crate) struct Me {
     pub(crate) cluster: String,
     pub(crate) node: crate::NodeName,
     pub(crate) incarnation: u64,
+    /// Newest protocol version that we offer.
+    pub(crate) protocol_max: u8,
 }
 
 /// What we know of the peer at this moment.
@@ -88,7 +87,7 @@ impl Me {
     pub(crate) fn hello(&self, dial: u64, view: View) -> Hello {
         Hello {
             version_min: PROTOCOL_VERSION_MIN,
-            version_max: PROTOCOL_VERSION,
+            version_max: self.protocol_max,
             cluster: self.cluster.clone(),
             node: self.node.to_string(),
             incarnation: self.incarnation,
@@ -102,11 +101,11 @@ impl Me {
         if let Err(refusal) = self.check(certified, &hello.cluster, &hello.node) {
             return Verdict::Refuse(refusal);
         }
-        let version = hello.version_max.min(PROTOCOL_VERSION);
+        let version = hello.version_max.min(self.protocol_max);
         if version < hello.version_min.max(PROTOCOL_VERSION_MIN) {
             return Verdict::Refuse(Refusal::Version {
                 our_min: PROTOCOL_VERSION_MIN,
-                our_max: PROTOCOL_VERSION,
+                our_max: self.protocol_max,
                 their_min: hello.version_min,
                 their_max: hello.version_max,
             });
@@ -129,10 +128,10 @@ impl Me {
     /// The dialer's decision; `dialed` is whom it dialed, and TLS has checked that name.
     pub(crate) fn judge_welcome(&self, dialed: &str, welcome: &Welcome, view: View) -> Result<(), Refusal> {
         self.check(dialed, &welcome.cluster, &welcome.node)?;
-        if !(PROTOCOL_VERSION_MIN..=PROTOCOL_VERSION).contains(&welcome.version) {
+        if !(PROTOCOL_VERSION_MIN..=self.protocol_max).contains(&welcome.version) {
             return Err(Refusal::Version {
                 our_min: PROTOCOL_VERSION_MIN,
-                our_max: PROTOCOL_VERSION,
+                our_max: self.protocol_max,
                 their_min: welcome.version,
                 their_max: welcome.version,
             });

@@ -6,9 +6,10 @@ use std::collections::VecDeque;
 use proptest::prelude::*;
 
 use super::*;
+use crate::frame::PROTOCOL_VERSION;
 
 fn me(node: &str) -> Me {
-    Me { cluster: "c1".into(), node: node.into(), incarnation: 5 }
+    Me { cluster: "c1".into(), node: node.into(), incarnation: 5, protocol_max: PROTOCOL_VERSION }
 }
 
 fn hello_of(node: &str) -> Hello {
@@ -80,10 +81,17 @@ fn another_cluster_is_refused() {
 #[test]
 fn versions_must_overlap() {
     let hello = |min, max| Hello { version_min: min, version_max: max, ..hello_of("b") };
-    let newer_only = judge(&me("a"), &hello(2, 3), View::default());
+    let newer_only = judge(&me("a"), &hello(PROTOCOL_VERSION + 1, 9), View::default());
     assert!(matches!(newer_only, Verdict::Refuse(Refusal::Version { .. })));
-    assert!(matches!(judge(&me("a"), &hello(1, 9), View::default()), Verdict::Accept(Welcome { version: 1, .. })));
-    let welcome = Welcome { version: 2, cluster: "c1".into(), node: "b".into(), incarnation: 5 };
+    for (theirs, agreed) in [(1, 1), (PROTOCOL_VERSION, PROTOCOL_VERSION), (9, PROTOCOL_VERSION)] {
+        let verdict = judge(&me("a"), &hello(1, theirs), View::default());
+        assert!(matches!(verdict, Verdict::Accept(Welcome { version, .. }) if version == agreed));
+    }
+    let held_back = Me { protocol_max: 1, ..me("a") };
+    assert_eq!(held_back.hello(1, View::default()).version_max, 1);
+    let verdict = judge(&held_back, &hello(1, 2), View::default());
+    assert!(matches!(verdict, Verdict::Accept(Welcome { version: 1, .. })));
+    let welcome = Welcome { version: PROTOCOL_VERSION + 1, cluster: "c1".into(), node: "b".into(), incarnation: 5 };
     assert!(matches!(me("a").judge_welcome("b", &welcome, View::default()), Err(Refusal::Version { .. })));
 }
 

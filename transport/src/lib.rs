@@ -8,9 +8,13 @@
 //!  tell ──► outbox ──► tells lane (one ordered stream) ─────► inbox of the path ──► handler
 //!  ask ───► a stream of its own, reset when the asker gives up ────────────────────► handler
 //!  monitor, tell_control ──► control lane (first stream, highest priority) ──► Down, inbox
+//!  pid of a reference, link, stop, kill ──► the same lane ──► the actor's own signals
 //!  open_stream ──► a stream of its own, lowest priority ───────────────────────────► handler
 //!  datagram ──► QUIC datagram, may be lost ──────────────► handler, inline on the transport's thread
 //! ```
+//!
+//! Three ways to reach what is on another node: a path with handlers (`serve`, `ask`, `tell`), an actor at a path
+//! ([`RemoteNamed`]), one incarnation of an actor ([`RemoteRef`]).
 //!
 //! What is promised, and what is not, stands on one page in the crate's README.
 #![forbid(unsafe_code)]
@@ -20,6 +24,7 @@ mod ask;
 mod backoff;
 mod config;
 mod credentials;
+mod decode;
 mod endpoint;
 mod error;
 mod event;
@@ -40,25 +45,32 @@ mod outbox;
 mod peer;
 mod random;
 mod reauth;
+mod refs;
 mod registry;
+mod remote;
 mod renewal;
+mod shared;
 mod standing;
 mod stream;
+mod ties;
 mod tls;
 mod transport;
 mod watch;
 
 pub use config::{Identity, Limits, Timings, TransportConfig};
 pub use credentials::{Fingerprint, NoFingerprint, Revoked};
-pub use error::{AskError, IdentityError, SendError, StartError};
+pub use error::{AskError, AttachError, IdentityError, SendError, StartError};
 pub use event::{IdentityEvent, LossReason, NodeName, Peer, PeerEvent, PeerInfo, PeerState, Refusal};
 pub use fault::{Direction, Faults, Target};
 pub use frame::{MAX_FRAME_BYTES, PROTOCOL_VERSION};
 pub use monitor::{Down, Monitor};
 pub use network::{Network, UdpNetwork};
+pub use refs::{RemoteAddress, RemoteNamed, RemoteRef};
+pub use remote::Remote;
+pub use shared::{Protocol, RemoteActor};
 pub use stream::{RecvStream, SendStream};
 pub use tls::{ALPN, server_name};
-pub use transport::{Remote, Transport};
+pub use transport::Transport;
 
 pub use phalanx_actors::Exit;
 /// What `TransportConfig::clock` has to be.

@@ -35,6 +35,7 @@ use crate::{
     registry::{Call, Failure},
     standing::Standing,
     stream::{self, Resetting},
+    ties::{self, Ties},
 };
 
 /// Stream priorities: exits and leases before messages, messages before bodies.
@@ -79,6 +80,8 @@ type Monitors = Option<HashMap<u64, oneshot::Sender<Exit>>>;
 pub(crate) struct Link {
     pub(crate) peer: Peer,
     pub(crate) origin: Origin,
+    /// The protocol version that both sides speak.
+    pub(crate) protocol: u8,
     pub(crate) conn: Connection,
     pub(crate) control: Outbox,
     pub(crate) tells: Outbox,
@@ -99,6 +102,7 @@ pub(crate) struct Link {
     next_monitor: AtomicU64,
     /// The peer's monitors on paths of ours: its id, the path, our registry's id.
     watched: Mutex<HashMap<u64, (Arc<str>, u64)>>,
+    pub(crate) ties: Ties,
     /// Those who read the lanes; `None` once the link is lost.
     readers: Mutex<Option<Vec<AbortHandle>>>,
     /// Why we closed it.
@@ -115,13 +119,21 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    pub(crate) fn new(peer: Peer, origin: Origin, conn: Connection, limits: &Limits, now_secs: u64) -> Self {
+    pub(crate) fn new(
+        peer: Peer,
+        origin: Origin,
+        protocol: u8,
+        conn: Connection,
+        limits: &Limits,
+        now_secs: u64,
+    ) -> Self {
         let standing = Standing::new(presented(&conn), now_secs);
         let window = Window::new(limits.inbox_messages, limits.inbox_bytes);
         let budget = |bytes: usize| Arc::new(Semaphore::new((bytes / BUDGET_UNIT_BYTES).clamp(1, MAX_UNITS)));
         Self {
             peer,
             origin,
+            protocol,
             conn,
             control: Outbox::new(limits.control_outbox_messages, limits.outbox_bytes),
             tells: Outbox::new(limits.outbox_messages, limits.outbox_bytes),
@@ -137,6 +149,7 @@ impl Link {
             monitors_max: limits.monitors,
             next_monitor: AtomicU64::new(0),
             watched: Mutex::default(),
+            ties: Ties::new(limits.monitors),
             readers: Mutex::new(Some(vec![])),
             cause: Mutex::default(),
             standing,
@@ -158,8 +171,8 @@ impl Link {
     /// Sets a monitor; the receiver gets its one reason. Gives the id to cancel it by.
     pub(crate) fn monitor(&self, path: &str) -> (u64, oneshot::Receiver<Exit>) {
         let (sender, receiver) = oneshot::channel();
-        let id = self.next_monitor.fetch_add(1, Ordering::Relaxed);
-        let frame = encode(Kind::Monitor, &MonitorPath { id, path }, self.frame_bytes);
+        let id = self.next_monitor_id();
+        let frame = encode(Kind::Monitor, &MonitorPath { id, path, pid: None }, self.frame_bytes);
         // The frame goes out under the lock, so that a Demonitor cannot overtake it. A sender that is dropped here reads as
         // NoConnection: no link, no room, or a path too long to be one.
         let mut monitors = self.monitors.lock();
@@ -170,6 +183,11 @@ impl Link {
             held.insert(id, sender);
         }
         (id, receiver)
+    }
+
+    /// Numbers all watches that we set on the peer.
+    pub(crate) fn next_monitor_id(&self) -> u64 {
+        self.next_monitor.fetch_add(1, Ordering::Relaxed)
     }
 
     pub(crate) fn demonitor(&self, id: u64) {
@@ -185,6 +203,7 @@ impl Link {
     /// Tells the peer that what it watches is down.
     pub(crate) fn report_down(&self, id: u64, reason: &Exit) {
         self.watched.lock().remove(&id);
+        self.ties.end_far_watch(id);
         let frame = encode(Kind::Down, &(id, reason), self.frame_bytes).or_else(|_| {
             // Only a reason with a text of megabytes does not fit.
             encode(Kind::Down, &(id, Exit::Error("exit reason too long to send".into())), self.frame_bytes)
@@ -210,7 +229,7 @@ impl Link {
         let Ok(body) = rmp_serde::to_vec(signal) else {
             return;
         };
-        let tell = Tell { path: FLOW_PATH, name: "flow/Signal", version: 1, body: &body };
+        let tell = Tell { path: FLOW_PATH, name: "flow/Signal", version: 1, body: &body, more: None };
         if let Ok(frame) = encode(Kind::Tell, &tell, self.frame_bytes) {
             // Fewer than the tells that they answer. A closed outbox means that the link is lost.
             let _ = self.control.push_unbounded(&frame);
@@ -233,14 +252,13 @@ impl Link {
         }
         self.control.close();
         self.tells.close();
-        if let Some(held) = self.monitors.lock().take() {
-            // In the order in which they were set.
-            let mut held: Vec<_> = held.into_iter().collect();
-            held.sort_unstable_by_key(|(id, _)| *id);
-            for (_, sender) in held {
-                let _ = sender.send(Exit::NoConnection);
-            }
+        let mut held: Vec<_> = self.monitors.lock().take().into_iter().flatten().collect();
+        // In the order in which they were set.
+        held.sort_unstable_by_key(|(id, _)| *id);
+        for (_, sender) in held {
+            let _ = sender.send(Exit::NoConnection);
         }
+        self.ties.end();
         let mut watched: Vec<_> = std::mem::take(&mut *self.watched.lock()).into_values().collect();
         watched.sort_unstable_by_key(|(_, watch)| *watch);
         for (path, watch) in watched {
@@ -383,22 +401,34 @@ async fn take_frame(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameE
         (Kind::Demonitor, Lane::Control) => {
             let (id,): (u64,) = frame.read()?;
             let watched = c.link.watched.lock().remove(&id);
-            if let Some((path, watch)) = watched {
-                c.node.registry.unwatch(&path, watch);
+            match watched {
+                Some((path, watch)) => c.node.registry.unwatch(&path, watch),
+                None => c.link.ties.end_far_watch(id),
             }
             Ok(())
         }
         (Kind::Identity, Lane::Control) => c.link.take_identity(&c.node, &c.slot, &frame.read()?),
         (Kind::Down, Lane::Control) => {
-            let (id, reason): (u64, Exit) = frame.read()?;
+            let (id, reason) = read_down(frame)?;
             let sender = c.link.monitors.lock().as_mut().and_then(|m| m.remove(&id));
-            if let Some(sender) = sender {
-                let _ = sender.send(reason);
+            match sender {
+                // The monitor may be gone already.
+                Some(sender) => drop(sender.send(reason)),
+                None => c.link.ties.down(id, &reason),
             }
             Ok(())
         }
+        (Kind::Signal, Lane::Control) => c.link.take_signal(&c.node, &frame.read()?),
         (kind, _) => Err(FrameError::Unexpected(kind)),
     }
+}
+
+/// The exit that a peer reports; one that only a newer version knows is not worth a connection.
+fn read_down(frame: &Frame) -> Result<(u64, Exit), FrameError> {
+    frame.read().or_else(|_| {
+        let (id, _): (u64, serde::de::IgnoredAny) = frame.read()?;
+        Ok((id, ties::unreadable()))
+    })
 }
 
 async fn take_tell(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameError> {
@@ -450,10 +480,11 @@ pub(crate) fn tell_job(
     tell: &Tell<'_>,
     body: Bytes,
 ) -> Result<Job, Failure> {
-    let handler = node.registry.message(tell.path, tell.name, tell.version)?;
+    let taker = node.taker(tell.path, tell.name, tell.version, tell.more)?;
     let (node, peer) = (node.clone(), peer.clone());
     let (counted, link) = (link.is_some_and(|(_, counted)| counted), link.map(|(link, _)| link.clone()));
     let (path, name): (Box<str>, Box<str>) = (tell.path.into(), tell.name.into());
+    let trace: Option<Box<str>> = tell.more.and_then(|more| more.trace).map(Into::into);
     Ok(Box::new(move || {
         if let Some(link) = link.as_ref().filter(|_| counted) {
             link.take_off(&path, body.len());
@@ -463,8 +494,12 @@ pub(crate) fn tell_job(
                 return;
             }
             let from = peer.node.clone();
-            let outcome = crate::endpoint::guarded(|| handler(peer, body, Call::Tell)).await;
+            let handling = crate::endpoint::guarded(|| taker.take(peer, body, Call::Tell));
+            let outcome = crate::endpoint::traced(trace.as_deref(), handling).await;
             if let Err(failure) = outcome {
+                if let (Failure::BadMessage(_) | Failure::NoProc, Some(slot)) = (&failure, node.peer(&from)) {
+                    Counters::add(&slot.counters.dropped);
+                }
                 tracing::debug!(node = %from, path = %path, "a tell of {name} failed: {failure:?}");
             }
         })
@@ -473,10 +508,18 @@ pub(crate) fn tell_job(
 
 fn take_monitor(c: &Context, monitor: &MonitorPath<'_>) -> Result<(), FrameError> {
     {
-        let watched = c.link.watched.lock();
-        if watched.len() >= c.node.limits.monitors || watched.contains_key(&monitor.id) {
+        let (watched, ties) = (c.link.watched.lock(), &c.link.ties);
+        let full = watched.len() + ties.far_watches() >= c.node.limits.monitors;
+        if full || watched.contains_key(&monitor.id) || ties.has_far_watch(monitor.id) {
             return Err(FrameError::Unexpected(Kind::Monitor));
         }
+    }
+    if monitor.pid.is_some() || !c.node.registry.serves(monitor.path) {
+        match c.node.shared.find(monitor.path, monitor.pid) {
+            Some(actor) => c.link.watch_for_peer(monitor.id, actor.pid()),
+            None => c.link.report_down(monitor.id, &Exit::NoProc),
+        }
+        return Ok(());
     }
     let watcher = Arc::new(Watcher::remote(Arc::downgrade(&c.link), monitor.id));
     // Noted before it is watched, so that a Down that fires at once finds it; the id follows.

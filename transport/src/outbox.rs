@@ -5,15 +5,18 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::flow::{Flows, Signal};
+
 /// Frames whose number is bounded elsewhere are refused at this many times the bound of bytes: whoever watches a hundred
 /// thousand paths may hear of all of them, but whoever reads nothing of it is not a peer.
 pub(crate) const URGENT_FACTOR: usize = 4;
-use crate::flow::{Flows, Signal};
 
 #[derive(Debug)]
 pub(crate) struct Outbox {
     state: Mutex<State>,
     filled: Notify,
+    /// Told when there is room again.
+    emptied: Notify,
     messages_max: usize,
     bytes_max: usize,
 }
@@ -38,7 +41,7 @@ pub(crate) enum PushError {
 
 impl Outbox {
     pub(crate) fn new(messages_max: usize, bytes_max: usize) -> Self {
-        Self { state: Mutex::default(), filled: Notify::new(), messages_max, bytes_max }
+        Self { state: Mutex::default(), filled: Notify::new(), emptied: Notify::new(), messages_max, bytes_max }
     }
 
     /// Appends a frame, or refuses it at the bound. A frame of any size is taken when the outbox is empty.
@@ -77,6 +80,7 @@ impl Outbox {
             }
         }
         self.filled.notify_one();
+        self.emptied.notify_waiters();
     }
 
     /// Appends a frame whose number is bounded elsewhere (monitors and their Downs); refused at `URGENT_FACTOR` times the
@@ -110,6 +114,19 @@ impl Outbox {
         Ok(())
     }
 
+    /// As `push_to`, but waits for room. Fails only when the outbox is closed. Who waits has no place in a queue.
+    pub(crate) async fn push_to_when_free(&self, path: &str, body_bytes: usize, frame: &[u8]) -> Result<(), PushError> {
+        loop {
+            let mut emptied = std::pin::pin!(self.emptied.notified());
+            // Enabled before the try, so that room made in between is not missed.
+            emptied.as_mut().enable();
+            match self.push_to(path, body_bytes, frame) {
+                Err(PushError::Full) => emptied.await,
+                done => return done,
+            }
+        }
+    }
+
     /// Everything there is, once there is something; `None` when closed and empty. One caller at a time; taking again
     /// says that the last batch is written.
     pub(crate) async fn take(&self) -> Option<Bytes> {
@@ -118,6 +135,7 @@ impl Outbox {
                 let mut state = self.state.lock();
                 state.writing_messages = 0;
                 state.writing_bytes = 0;
+                self.emptied.notify_waiters();
                 if !state.buffer.is_empty() {
                     state.writing_messages = std::mem::take(&mut state.messages);
                     state.writing_bytes = state.buffer.len();
@@ -135,6 +153,7 @@ impl Outbox {
     pub(crate) fn close(&self) {
         self.state.lock().closed = true;
         self.filled.notify_one();
+        self.emptied.notify_waiters();
     }
 }
 
@@ -178,6 +197,25 @@ mod tests {
             outbox.push_unbounded(b"abcd").expect("urgent");
         }
         assert_eq!(outbox.push_unbounded(b"e"), Err(PushError::Full));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_room_is_woken_by_it_and_by_the_end() {
+        let outbox = std::sync::Arc::new(Outbox::new(1, 1_000));
+        outbox.push(b"a").expect("room");
+        let waiting = |frame: &'static [u8]| {
+            let outbox = outbox.clone();
+            tokio::spawn(async move { outbox.push_to_when_free("p", 1, frame).await })
+        };
+        let first = waiting(b"b");
+        assert_eq!(outbox.take().await.expect("open"), "a");
+        // Taking again says that it is written.
+        assert_eq!(outbox.take().await.expect("open"), "b");
+        assert_eq!(first.await.expect("no panic"), Ok(()));
+        let second = waiting(b"c");
+        tokio::task::yield_now().await;
+        outbox.close();
+        assert_eq!(second.await.expect("no panic"), Err(PushError::Closed));
     }
 
     #[tokio::test]

@@ -14,11 +14,13 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use phalanx_actors::Exit;
+use serde::Serialize;
 use tokio::{runtime::Handle, task::AbortHandle};
 
 use crate::{
     event::Peer,
     monitor::Watcher,
+    remote::{Envelope, reader},
     stream::{RecvStream, SendStream},
 };
 
@@ -26,8 +28,10 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
     BadMessage(String),
+    Exited(Exit),
     Failed(String),
     NoProc,
+    NoReply,
     Timeout,
     UnknownMessage,
 }
@@ -51,6 +55,11 @@ pub(crate) enum Call {
 
 /// The encoded reply; empty for a tell.
 pub(crate) type Outcome = Result<Vec<u8>, Failure>;
+
+pub(crate) fn encode_reply(reply: &impl Serialize) -> Outcome {
+    rmp_serde::to_vec(reply).map_err(|e| Failure::Failed(format!("cannot encode the reply: {e}")))
+}
+
 pub(crate) type MessageHandler = Arc<dyn Fn(Peer, Bytes, Call) -> BoxFuture<'static, Outcome> + Send + Sync>;
 pub(crate) type StreamHandler =
     Arc<dyn Fn(Peer, Bytes, SendStream, RecvStream) -> BoxFuture<'static, ()> + Send + Sync>;
@@ -67,7 +76,7 @@ pub(crate) struct Registry {
 #[derive(Default)]
 struct Served {
     /// Few for each path, so a list.
-    messages: Vec<((&'static str, u16), MessageHandler)>,
+    messages: Vec<(Envelope<'static>, MessageHandler)>,
     stream: Option<StreamHandler>,
     datagram: Option<DatagramHandler>,
     life: Option<Life>,
@@ -81,10 +90,10 @@ struct Watch {
 }
 
 impl Registry {
-    pub(crate) fn serve(&self, path: &str, message: (&'static str, u16), handler: MessageHandler) {
+    pub(crate) fn serve(&self, path: &str, message: Envelope<'static>, handler: MessageHandler) {
         let mut paths = self.paths.lock();
         let served = paths.entry(path.into()).or_default();
-        served.messages.retain(|(known, _)| *known != message);
+        served.messages.retain(|(known, _)| (known.name, known.version) != (message.name, message.version));
         served.messages.push((message, handler));
     }
 
@@ -128,15 +137,16 @@ impl Registry {
         drop(paths);
     }
 
-    pub(crate) fn message(&self, path: &str, name: &str, version: u16) -> Result<MessageHandler, Failure> {
+    /// Who handles a message; `None` when nothing is served there.
+    pub(crate) fn message(&self, path: &str, message: &Envelope<'_>) -> Option<Result<MessageHandler, Failure>> {
         let paths = self.paths.lock();
-        let served = paths.get(path).ok_or(Failure::NoProc)?;
-        served
-            .messages
-            .iter()
-            .find(|(known, _)| *known == (name, version))
-            .map(|(_, handler)| handler.clone())
-            .ok_or(Failure::UnknownMessage)
+        let handler = reader(&paths.get(path)?.messages, message);
+        Some(handler.cloned().ok_or(Failure::UnknownMessage))
+    }
+
+    /// Whether anything is served there.
+    pub(crate) fn serves(&self, path: &str) -> bool {
+        self.paths.lock().contains_key(path)
     }
 
     pub(crate) fn stream(&self, path: &str) -> Option<StreamHandler> {

@@ -15,7 +15,7 @@ use crate::{
     credentials::Credentials,
     endpoint::Node,
     event::{LossReason, Refusal},
-    frame::{FrameError, Kind, encode},
+    frame::{FrameError, IDENTITY_SINCE, Kind, encode},
     link::{CloseCode, Link},
     peer::PeerSlot,
     reauth::{self, Proof},
@@ -108,6 +108,10 @@ impl Link {
 
     /// Proves our own certificate to the peer, on this connection.
     pub(crate) fn show_identity(&self, identity: &Identity) {
+        if self.protocol < IDENTITY_SINCE {
+            // It knows no such frame, and its connection ends with the certificate.
+            return;
+        }
         let own = if self.origin.dialed_by_us { Side::Dialer } else { Side::Acceptor };
         let Some(binding) = self.binding(own) else {
             // Closed meanwhile.

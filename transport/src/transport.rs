@@ -1,13 +1,19 @@
 //! The handle that everybody uses: start, peers, ask, tell, streams, datagrams, monitors, faults, close. Cloned freely.
 //! Nothing here blocks; what waits is a future that may run on any tokio runtime.
 
-use std::{future::Future, io, net::SocketAddr, sync::Arc, thread, time::Duration};
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    sync::{Arc, Weak},
+    thread,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use phalanx_actors::{Handler, Message, Named};
+use phalanx_actors::{Handler, Message, Named, Ref, System, Trace};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, VarInt};
-use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     runtime::{Handle, Runtime},
     sync::{broadcast, oneshot, watch},
@@ -20,11 +26,11 @@ use crate::{
     config::TransportConfig,
     credentials::{self, Credentials},
     endpoint::{Node, Parts, Phase, accept_loop, close_links, encode_datagram, server_config},
-    error::{AskError, SendError, StartError},
+    error::{AskError, AttachError, SendError, StartError},
     event::{LossReason, NodeName, Peer, PeerEvent, PeerInfo},
     fault::{FaultTable, Faults},
     fault_socket::FaultSocket,
-    frame::{Kind, Tell, encode},
+    frame::{Kind, More, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, REFERENCES_SINCE, Tell, encode},
     hello::Me,
     inbox::Lane,
     link::{CloseCode, Link, tell_job},
@@ -33,7 +39,10 @@ use crate::{
     outbox::PushError,
     peer::Counters,
     random::Random,
-    registry::{Call, Failure, Outcome},
+    refs::{self, LOOKUP_PATH, Lookup, RemoteAddress, RemoteNamed, RemoteRef},
+    registry::{Call, Failure, encode_reply},
+    remote::{Envelope, Remote},
+    shared::RemoteActor,
     stream::{RecvStream, SendStream},
     tls::{Tls, check_names},
 };
@@ -57,16 +66,6 @@ const WIND_DOWN: Duration = Duration::from_secs(1);
 
 /// After that `close` lingers so long, so that a peer which missed the farewell hears it again.
 const LINGER: Duration = Duration::from_millis(100);
-
-/// A message that crosses machines.
-pub trait Remote: Serialize + DeserializeOwned + Send + 'static {
-    /// Stable name, unique among the messages of a path; not a Rust path, which changes with refactoring.
-    const NAME: &'static str;
-    /// Grows when the encoding changes incompatibly. A path may serve several versions.
-    const VERSION: u16 = 1;
-    /// What an ask is answered with.
-    type Reply: Serialize + DeserializeOwned + Send + 'static;
-}
 
 /// One node's end of the cluster's network. Cheap to clone. When the last clone is dropped the transport closes; a handler
 /// that holds a clone keeps it open, until [`close`](Self::close) or [`abort`](Self::abort) lets go of the handlers.
@@ -128,7 +127,12 @@ impl Transport {
             (endpoint, local_addr)
         };
         let node = Arc::new(Node::new(Parts {
-            me: Me { cluster: config.cluster, node: config.node, incarnation: config.incarnation },
+            me: Me {
+                cluster: config.cluster,
+                node: config.node,
+                incarnation: config.incarnation,
+                protocol_max: config.protocol_max.clamp(PROTOCOL_VERSION_MIN, PROTOCOL_VERSION),
+            },
             limits: config.limits,
             timings: config.timings,
             driver: driver.clone(),
@@ -170,10 +174,12 @@ impl Transport {
                 });
             }
         }
-        Ok(Self {
+        let transport = Self {
             node: node.clone(),
             running: Arc::new(Running { node, local_addr, stop, stopped: Mutex::new(Some(stopped)) }),
-        })
+        };
+        transport.serve_lookups();
+        Ok(transport)
     }
 
     /// The bound UDP address.
@@ -270,14 +276,14 @@ impl Transport {
         F: Fn(Peer, M) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<M::Reply, String>> + Send + 'static,
     {
-        let f = Arc::new(f);
+        let (f, node) = (Arc::new(f), Arc::downgrade(&self.node));
         self.node.registry.serve(
             path,
-            (M::NAME, M::VERSION),
+            Envelope::of::<M>(),
             Arc::new(move |peer, body, call| {
-                let f = f.clone();
+                let (f, node) = (f.clone(), node.clone());
                 Box::pin(async move {
-                    let message = rmp_serde::from_slice(&body).map_err(|e| Failure::BadMessage(e.to_string()))?;
+                    let message = read_message(&node, &body)?;
                     let reply = f(peer, message).await.map_err(Failure::Failed)?;
                     match call {
                         Call::Ask { .. } => encode_reply(&reply),
@@ -297,7 +303,7 @@ impl Transport {
         A: Handler<M>,
         M: Remote + Message<Reply = <M as Remote>::Reply>,
     {
-        let living = actor.clone();
+        let (living, node) = (actor.clone(), Arc::downgrade(&self.node));
         self.node.registry.set_life(
             path,
             Arc::new(move || {
@@ -307,11 +313,11 @@ impl Transport {
         );
         self.node.registry.serve(
             path,
-            (M::NAME, M::VERSION),
+            Envelope::of::<M>(),
             Arc::new(move |_, body, call| {
-                let actor = actor.clone();
+                let (actor, node) = (actor.clone(), node.clone());
                 Box::pin(async move {
-                    let message: M = rmp_serde::from_slice(&body).map_err(|e| Failure::BadMessage(e.to_string()))?;
+                    let message: M = read_message(&node, &body)?;
                     match call {
                         Call::Ask { deadline } => {
                             let reply = actor.ask_timeout(message, deadline).await.map_err(Failure::from)?;
@@ -325,6 +331,63 @@ impl Transport {
                 })
             }),
         );
+    }
+
+    /// Lets other nodes refer to the actors of this system, those whose type is [shared](Self::share): by
+    /// [`lookup`](Self::lookup) and [`named`](Self::named), and by references in messages. What is served or exposed at a path
+    /// comes before an actor there. The transport does not keep the system alive.
+    ///
+    /// # Errors
+    /// Another system is attached: a node has one.
+    pub fn attach(&self, system: &System) -> Result<(), AttachError> {
+        self.node.shared.attach(system)
+    }
+
+    /// Lets other nodes refer to actors of this type: they may look them up, send them the messages of their
+    /// [`protocol`](RemoteActor::protocol), monitor, link, stop and kill them. Actors of other types are not seen.
+    pub fn share<A: RemoteActor>(&self) {
+        self.node.shared.share::<A>();
+    }
+
+    /// A reference to the actor of type `A` that runs at `path` on `node` now. Waits for a connection, for
+    /// [`Timings::lookup_ms`](crate::Timings::lookup_ms) at most.
+    ///
+    /// # Errors
+    /// [`AskError::NoProc`]: no shared actor runs there; [`AskError::OtherType`]: not one of type `A`.
+    pub fn lookup<A: RemoteActor>(
+        &self,
+        node: &str,
+        path: &str,
+    ) -> impl Future<Output = Result<RemoteRef<A>, AskError>> + Send + 'static + use<A> {
+        let (own, node, path) = (self.node.clone(), node.to_owned(), path.to_owned());
+        async move { refs::lookup(&own, &node, &path).await }
+    }
+
+    /// A reference to whoever runs at `path` on `node` whenever it is used.
+    pub fn named<A: RemoteActor>(&self, node: &str, path: &str) -> RemoteNamed<A> {
+        RemoteNamed::new(&self.node, node, path)
+    }
+
+    /// A reference that can be sent to other nodes; its type is shared. The actor is one of the attached system.
+    pub fn reference<A: RemoteActor>(&self, actor: &Ref<A>) -> RemoteRef<A> {
+        self.share::<A>();
+        RemoteRef::here(&self.node, actor.clone())
+    }
+
+    /// The reference to an address.
+    pub fn resolve<A: RemoteActor>(&self, address: RemoteAddress) -> RemoteRef<A> {
+        RemoteRef::resolve(&self.node, address)
+    }
+
+    fn serve_lookups(&self) {
+        if self.node.me.protocol_max < REFERENCES_SINCE {
+            return;
+        }
+        let node = Arc::downgrade(&self.node);
+        self.serve::<Lookup, _, _>(LOOKUP_PATH, move |_, lookup| {
+            let found = node.upgrade().map(|node| lookup.answer(&node));
+            async move { found.ok_or_else(|| "the node is closed".into()) }
+        });
     }
 
     /// Handles streams to `path`. `f` gets the header that the opener sent; it runs on the handlers' runtime.
@@ -361,11 +424,11 @@ impl Transport {
         deadline: Duration,
     ) -> impl Future<Output = Result<M::Reply, AskError>> + Send + 'static + use<M> {
         let body = rmp_serde::to_vec(msg).map_err(|e| AskError::Unencodable(e.to_string()));
-        let request = Request::new(&self.node, node, path, (M::NAME, M::VERSION), deadline);
-        let path = path.to_owned();
+        let request = Request::new(&self.node, node, path, Envelope::of::<M>(), deadline);
+        let (own, path) = (self.node.clone(), path.to_owned());
         async move {
             let reply = request.run(body?.into()).await?;
-            rmp_serde::from_slice(&reply).map_err(|e| AskError::BadReply { path, reason: e.to_string() })
+            refs::read(&own, &reply).map_err(|e| AskError::BadReply { path, reason: e.to_string() })
         }
     }
 
@@ -391,10 +454,13 @@ impl Transport {
             return Err(SendError::Closed);
         }
         let body = rmp_serde::to_vec(msg).map_err(|e| SendError::Unencodable(e.to_string()))?;
-        let tell = Tell { path, name: M::NAME, version: M::VERSION, body: &body };
-        let frame = encode(Kind::Tell, &tell, self.node.limits.frame_bytes)?;
+        let message = Envelope::of::<M>();
+        let trace = Trace::current().map(|trace| trace.to_string());
+        let mut tell = Tell { path, name: message.name, version: message.version, body: &body, more: None };
         let full = || SendError::Full { node: node.into() };
         if self.is_own(node) {
+            encode(Kind::Tell, &tell, self.node.limits.frame_bytes)?;
+            tell.more = Some(More { version_min: message.version_min, pid: None, trace: trace.as_deref() });
             let job = tell_job(&self.node, &self.node.own_peer(), None, &tell, body.clone().into());
             // Not served is a message lost, as on a peer.
             let Ok(job) = job else {
@@ -406,6 +472,8 @@ impl Transport {
         let no_connection = || SendError::NoConnection { node: node.into() };
         let slot = self.node.peer(node).ok_or_else(no_connection)?;
         let link = slot.link().ok_or_else(no_connection)?;
+        tell.more = link.more(&message, None, trace.as_deref()).flatten();
+        let frame = encode(Kind::Tell, &tell, self.node.limits.frame_bytes)?;
         let pushed = match lane {
             Lane::Control => link.control.push(&frame),
             Lane::Tells => link.tells.push_to(path, body.len(), &frame),
@@ -426,7 +494,7 @@ impl Transport {
         header: Bytes,
     ) -> impl Future<Output = Result<(SendStream, RecvStream), AskError>> + Send + 'static + use<> {
         let within = Duration::from_millis(self.node.timings.open_stream_ms);
-        let request = Request::new(&self.node, node, path, ("", 0), within);
+        let request = Request::new(&self.node, node, path, Envelope { name: "", version: 0, version_min: 0 }, within);
         request.open(header)
     }
 
@@ -464,6 +532,14 @@ impl Transport {
     /// is lost for any reason or there is none now.
     pub fn monitor(&self, node: &str, path: &str) -> Monitor {
         let monitor = |fired, cancel| Monitor { node: node.into(), path: path.into(), fired, cancel };
+        if self.is_own(node)
+            && !self.node.registry.serves(path)
+            && let Some(actor) = self.node.shared.find(path, None)
+        {
+            let (sender, fired) = oneshot::channel();
+            let watch = actor.pid().on_exit(move |reason| drop(sender.send(reason.clone())));
+            return monitor(fired, watch.map(|watch| -> Box<dyn FnOnce() + Send> { Box::new(move || drop(watch)) }));
+        }
         if self.is_own(node) {
             let (sender, fired) = oneshot::channel();
             let watcher = Arc::new(Watcher::local(sender));
@@ -548,8 +624,10 @@ impl Transport {
     }
 }
 
-fn encode_reply(reply: &impl Serialize) -> Outcome {
-    rmp_serde::to_vec(reply).map_err(|e| Failure::Failed(format!("cannot encode the reply: {e}")))
+fn read_message<M: Remote>(node: &Weak<Node>, body: &[u8]) -> Result<M, Failure> {
+    // Without a node there is nobody left to answer.
+    let node = node.upgrade().ok_or(Failure::NoProc)?;
+    refs::read(&node, body).map_err(|e| Failure::BadMessage(e.to_string()))
 }
 
 impl Drop for Running {
@@ -610,12 +688,19 @@ async fn wind_down(node: Arc<Node>, mut stopping: watch::Receiver<bool>) {
         }
     };
     let _ = timeout(WIND_DOWN, links_gone).await;
+    // One whose tasks are stuck is lost all the same: whoever watches over it must hear so, for nobody will come back to it.
+    for slot in node.peers() {
+        if let Some(link) = slot.link() {
+            slot.lose(&mut slot.lock(), &link, &LossReason::Closing, &node.registry, &node.events);
+        }
+    }
     node.endpoint.close(VarInt::from_u32(CloseCode::Closing as u32), b"the node is closing");
     if !node.is_dead() {
         let _ = timeout(LINGER, node.endpoint.wait_idle()).await;
     }
     node.registry.clear();
     node.credentials.clear();
+    node.shared.clear();
 }
 
 fn quic_config(limits: &crate::config::Limits, timings: &crate::config::Timings) -> quinn::TransportConfig {

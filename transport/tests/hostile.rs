@@ -16,7 +16,7 @@ async fn a_hello_that_is_none_is_refused() {
         (&frame(1, b"\xc1\xc1\xc1"), "Hello frame cannot be read"),
         (&frame(6, &[]), "does not belong here"),
         (&[0, 0, 0, 2, 77, 1], "frame of version 77"),
-        (&hello(7, 9, CLUSTER, "evil"), "speaks protocol versions 7 to 9, this node 1 to 1"),
+        (&hello(7, 9, CLUSTER, "evil"), "speaks protocol versions 7 to 9, this node 1 to 2"),
         (&hello(1, 1, "other", "evil"), "belongs to cluster other, this is test"),
         (&hello(1, 1, CLUSTER, "b"), "calls itself b, expected evil"),
     ] {

@@ -1,0 +1,363 @@
+//! What ties actors of two nodes to each other over one connection: stand-ins here for actors there, the exits that either
+//! side has asked to hear of, and links. All of it belongs to one connection and ends with it.
+//!
+//! ```text
+//!  pid of a reference ──► stand-in ──Monitor──► exit watch on the actor there
+//!                                 ◄───Down────
+//!  ctx.link(stand-in) ────────────────LINK────► stand-in there for the actor here, linked to the actor there
+//!  either one exits   ────────────────EXIT────► its stand-in exits, and with it the link
+//! ```
+//! Must never call into actors while locked: they call back, beneath locks of their own.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Weak},
+};
+
+use parking_lot::Mutex;
+use phalanx_actors::{Exit, ExitWatch, Pid, Proxy, StandIn};
+
+use crate::{
+    decode,
+    endpoint::Node,
+    event::LossReason,
+    frame::{FrameError, Kind, MonitorPath, REFERENCES_SINCE, Signal, encode, signal},
+    link::{CloseCode, Link},
+    outbox::PushError,
+};
+
+/// An exit that cannot be read, because a newer version has written it or because it is too long to send.
+pub(crate) fn unreadable() -> Exit {
+    Exit::Error("an exit reason that cannot be told across nodes".into())
+}
+
+/// Reads an exit; one that this build does not know is an error's.
+pub(crate) fn read_exit(bytes: &[u8]) -> Exit {
+    decode::from_slice(bytes).unwrap_or_else(|_| unreadable())
+}
+
+/// Writes an exit.
+pub(crate) fn write_exit(exit: &Exit) -> Vec<u8> {
+    rmp_serde::to_vec(exit).unwrap_or_default()
+}
+
+#[derive(Debug)]
+pub(crate) struct Ties {
+    /// `None` once the connection is lost.
+    near: Mutex<Option<Near>>,
+    /// The peer's watches on actors of ours, by its numbers. Empty while one is being set.
+    far: Mutex<HashMap<u64, Option<ExitWatch>>>,
+    max: usize,
+}
+
+/// Stand-ins for actors of the peer.
+#[derive(Debug, Default)]
+struct Near {
+    /// By the pid there.
+    stand_ins: HashMap<u64, Entry>,
+    /// Which of them the peer reports, by our number of the watch.
+    watches: HashMap<u64, StandIn>,
+    made: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    /// Tells one stand-in from the next for the same actor.
+    serial: u64,
+    stand_in: StandIn,
+    watch: Option<u64>,
+}
+
+impl Ties {
+    pub(crate) fn new(max: usize) -> Self {
+        Self { near: Mutex::new(Some(Near::default())), far: Mutex::default(), max }
+    }
+
+    /// How many watches the peer holds on actors here.
+    pub(crate) fn far_watches(&self) -> usize {
+        self.far.lock().len()
+    }
+
+    pub(crate) fn has_far_watch(&self, id: u64) -> bool {
+        self.far.lock().contains_key(&id)
+    }
+
+    /// The peer reports the end of what a watch is on.
+    pub(crate) fn down(&self, id: u64, reason: &Exit) {
+        let stand_in = self.near.lock().as_mut().and_then(|near| near.watches.remove(&id));
+        if let Some(stand_in) = stand_in {
+            stand_in.exit(reason);
+        }
+    }
+
+    /// The peer does not want to know any more, or has been told.
+    pub(crate) fn end_far_watch(&self, id: u64) {
+        let watch = self.far.lock().remove(&id);
+        // Outside of the lock: it reaches into the actor.
+        drop(watch);
+    }
+
+    /// The connection is lost.
+    pub(crate) fn end(&self) {
+        let near = self.near.lock().take();
+        let far = std::mem::take(&mut *self.far.lock());
+        drop(far);
+        let mut stand_ins: Vec<Entry> = near.map(|near| near.stand_ins.into_values().collect()).unwrap_or_default();
+        // In the order in which they were made.
+        stand_ins.sort_unstable_by_key(|entry| entry.serial);
+        for entry in stand_ins {
+            entry.stand_in.exit(&Exit::NoConnection);
+        }
+    }
+
+    fn stand_in(&self, pid: u64) -> Option<StandIn> {
+        Some(self.near.lock().as_ref()?.stand_ins.get(&pid)?.stand_in.clone())
+    }
+}
+
+impl Link {
+    /// Whether the peer knows references.
+    pub(crate) fn has_references(&self) -> bool {
+        self.protocol >= REFERENCES_SINCE
+    }
+
+    /// The pid here of an actor of the peer, whose exit the peer reports.
+    pub(crate) fn watched_pid(self: &Arc<Self>, path: &Arc<str>, pid: u64) -> Pid {
+        if !self.has_references() {
+            return lost_pid(path, pid, &self.peer.node, &Exit::NoConnection);
+        }
+        self.pid(path, pid, true)
+            .map_or_else(|| lost_pid(path, pid, &self.peer.node, &Exit::NoConnection), |(pid, _)| pid)
+    }
+
+    /// `None` when the connection is lost, or holds as many as it may.
+    fn pid(self: &Arc<Self>, path: &Arc<str>, id: u64, watched: bool) -> Option<(Pid, StandIn)> {
+        let mut ties = self.ties.near.lock();
+        let near = ties.as_mut()?;
+        let known = near.stand_ins.get(&id).and_then(|entry| Some((entry.stand_in.pid()?, entry.stand_in.clone())));
+        let (pid, stand_in) = match known {
+            Some(known) => known,
+            None => {
+                if near.stand_ins.len() >= self.ties.max {
+                    return None;
+                }
+                near.made += 1;
+                let serial = near.made;
+                let to = ToPeer { link: Arc::downgrade(self), path: path.clone(), pid: id, serial };
+                let (pid, stand_in) = Pid::stand_in(id, shown_path(path, &self.peer.node), Arc::new(to));
+                let entry = Entry { serial, stand_in: stand_in.clone(), watch: None };
+                if let Some(old) = near.stand_ins.insert(id, entry)
+                    && let Some(watch) = old.watch
+                {
+                    // Nobody referred to it any more, and its proxy is about to say so, too late.
+                    near.watches.remove(&watch);
+                    self.send_demonitor(watch);
+                }
+                (pid, stand_in)
+            }
+        };
+        let entry = near.stand_ins.get_mut(&id);
+        if let Some(entry) = entry.filter(|entry| watched && entry.watch.is_none()) {
+            let watch = self.next_monitor_id();
+            // Sent under the lock, so that a Demonitor cannot overtake it.
+            let monitor = MonitorPath { id: watch, path, pid: Some(id) };
+            let sent = encode(Kind::Monitor, &monitor, self.frame_bytes);
+            if !sent.is_ok_and(|frame| self.control.push_unbounded(&frame).is_ok()) {
+                // One that nobody reports is no pid. Unlocked before the pid goes, which may be the last reference.
+                drop(ties);
+                drop(pid);
+                return None;
+            }
+            entry.watch = Some(watch);
+            near.watches.insert(watch, stand_in.clone());
+        }
+        Some((pid, stand_in))
+    }
+
+    /// Nobody refers to a stand-in any more, or it has exited.
+    fn forget_stand_in(&self, pid: u64, serial: u64) {
+        let mut ties = self.ties.near.lock();
+        let Some(near) = ties.as_mut() else {
+            return;
+        };
+        if near.stand_ins.get(&pid).is_some_and(|entry| entry.serial == serial)
+            && let Some(entry) = near.stand_ins.remove(&pid)
+            && let Some(watch) = entry.watch
+            && near.watches.remove(&watch).is_some()
+        {
+            self.send_demonitor(watch);
+        }
+    }
+
+    fn send_demonitor(&self, watch: u64) {
+        if let Ok(frame) = encode(Kind::Demonitor, &(watch,), self.frame_bytes) {
+            // A closed outbox means that the peer forgets the watch anyway.
+            let _ = self.control.push_unbounded(&frame);
+        }
+    }
+
+    /// Sends a signal; there are few for each stand-in, whose number is bounded.
+    pub(crate) fn send_signal(&self, signal: &Signal<'_>) {
+        if !self.has_references() {
+            return;
+        }
+        let frame = encode(Kind::Signal, signal, self.frame_bytes).or_else(|_| {
+            let reason = write_exit(&unreadable());
+            encode(Kind::Signal, &Signal { reason: &reason, ..*signal }, self.frame_bytes)
+        });
+        if let Ok(frame) = frame
+            && self.control.push_unbounded(&frame) == Err(PushError::Full)
+        {
+            // An exit that is not told would be a promise broken; the end of the connection is one that is kept.
+            let text = "reads nothing of what it is tied to";
+            self.close(CloseCode::Protocol, LossReason::Protocol(text.into()), text);
+        }
+    }
+
+    /// The peer watches an actor of ours.
+    pub(crate) fn watch_for_peer(self: &Arc<Self>, id: u64, pid: &Pid) {
+        self.ties.far.lock().insert(id, None);
+        let link = Arc::downgrade(self);
+        let watch = pid.on_exit(move |reason| {
+            if let Some(link) = link.upgrade() {
+                link.report_down(id, reason);
+            }
+        });
+        match watch {
+            None => self.report_down(id, &Exit::NoProc),
+            Some(watch) => {
+                let mut far = self.ties.far.lock();
+                let unused = match far.get_mut(&id) {
+                    Some(slot) => slot.replace(watch),
+                    // It has ended meanwhile, or the peer does not want to know any more, or the connection is lost.
+                    None => Some(watch),
+                };
+                drop(far);
+                drop(unused);
+            }
+        }
+    }
+
+    /// The peer signals an actor of ours.
+    pub(crate) fn take_signal(self: &Arc<Self>, node: &Node, taken: &Signal<'_>) -> Result<(), FrameError> {
+        let target = || node.shared.find(taken.path, taken.pid);
+        match (taken.what, taken.from) {
+            (signal::STOP, _) => {
+                if let Some(target) = target() {
+                    target.pid().stop(read_exit(taken.reason));
+                }
+            }
+            (signal::KILL, _) => {
+                if let Some(target) = target() {
+                    target.pid().kill();
+                }
+            }
+            (signal::LINK, Some((from, from_pid))) => {
+                let path: Arc<str> = from.into();
+                let linked = match (target(), self.pid(&path, from_pid, false)) {
+                    (None, _) => Err(Exit::NoProc),
+                    (Some(target), Some((_pid, stand_in))) if stand_in.linked(target.pid()) => Ok(()),
+                    (Some(_), Some(_)) => Err(Exit::NoProc),
+                    (Some(_), None) => Err(Exit::Error("more ties between the two nodes than their limit".into())),
+                };
+                if let Err(exit) = linked {
+                    self.send_signal(&Signal {
+                        path: from,
+                        pid: Some(from_pid),
+                        from: taken.pid.map(|pid| (taken.path, pid)),
+                        what: signal::EXIT,
+                        reason: &write_exit(&exit),
+                    });
+                }
+            }
+            (signal::UNLINK, Some((_, from_pid))) => {
+                if let (Some(target), Some(stand_in)) =
+                    (node.shared.any(taken.path, taken.pid), self.ties.stand_in(from_pid))
+                {
+                    stand_in.unlinked(target.pid());
+                }
+            }
+            (signal::EXIT, Some((_, from_pid))) => {
+                if let Some(stand_in) = self.ties.stand_in(from_pid) {
+                    stand_in.exit(&read_exit(taken.reason));
+                }
+            }
+            (what, _) => {
+                tracing::debug!(node = %self.peer.node, what, "ignored a signal that this version does not know")
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How the path of a stand-in reads: no path of this node's tree looks so.
+fn shown_path(path: &str, node: &str) -> Arc<str> {
+    format!("{path}@{node}").into()
+}
+
+/// A pid of an actor that is out of reach, or gone with the incarnation of its node.
+pub(crate) fn lost_pid(path: &str, pid: u64, node: &str, exit: &Exit) -> Pid {
+    let (pid, stand_in) = Pid::stand_in(pid, shown_path(path, node), Arc::new(ToNobody));
+    stand_in.exit(exit);
+    pid
+}
+
+/// Carries what is asked of a stand-in to the peer.
+struct ToPeer {
+    link: Weak<Link>,
+    path: Arc<str>,
+    pid: u64,
+    serial: u64,
+}
+
+impl ToPeer {
+    fn send(&self, what: u8, from: Option<&Pid>, reason: Option<&Exit>) {
+        let Some(link) = self.link.upgrade() else {
+            return;
+        };
+        let reason = reason.map(write_exit).unwrap_or_default();
+        let from = from.map(|from| (from.path(), from.id()));
+        link.send_signal(&Signal { path: &self.path, pid: Some(self.pid), from, what, reason: &reason });
+    }
+}
+
+impl Proxy for ToPeer {
+    fn stop(&self, reason: Exit) {
+        self.send(signal::STOP, None, Some(&reason));
+    }
+
+    fn kill(&self) {
+        self.send(signal::KILL, None, None);
+    }
+
+    fn linked(&self, by: &Pid) {
+        self.send(signal::LINK, Some(by), None);
+    }
+
+    fn unlinked(&self, by: &Pid) {
+        self.send(signal::UNLINK, Some(by), None);
+    }
+
+    fn exited(&self, from: &Pid, reason: &Exit) {
+        self.send(signal::EXIT, Some(from), Some(reason));
+    }
+}
+
+impl Drop for ToPeer {
+    fn drop(&mut self) {
+        if let Some(link) = self.link.upgrade() {
+            link.forget_stand_in(self.pid, self.serial);
+        }
+    }
+}
+
+/// Of what is lost already.
+struct ToNobody;
+
+impl Proxy for ToNobody {
+    fn stop(&self, _: Exit) {}
+    fn kill(&self) {}
+    fn linked(&self, _: &Pid) {}
+    fn unlinked(&self, _: &Pid) {}
+    fn exited(&self, _: &Pid, _: &Exit) {}
+}
