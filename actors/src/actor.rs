@@ -13,6 +13,61 @@ use tokio::sync::oneshot;
 /// State and behaviour of one actor. It lives on one thread and handles one message at a time, so it need not be `Send`.
 ///
 /// A panic in any of these methods, or in `Drop`, is the actor's exit ([`Exit::Panic`]) and reaches its supervisor.
+/// ```
+/// use phalanx_actors::testkit::simulate;
+/// use phalanx_actors::*;
+///
+/// struct Till {
+///     cents: u64,
+/// }
+/// impl Actor for Till {
+///     fn started(&mut self, ctx: &mut Ctx<Self>) -> Result<(), Exit> {
+///         if self.cents == 0 {
+///             return Err(Exit::Error(format!("{}: no change to give", ctx.path())));
+///         }
+///         Ok(())
+///     }
+///     fn stopping(&mut self, reason: &Exit, _: &mut Ctx<Self>) {
+///         println!("{} cents at the end, which is a {reason}", self.cents);
+///     }
+/// }
+///
+/// /// What it is told.
+/// struct Pay(u64);
+/// impl Message for Pay {
+///     type Reply = ();
+/// }
+/// impl Handler<Pay> for Till {
+///     fn handle(&mut self, pay: Pay, _: &mut Ctx<Self>) -> Reply<()> {
+///         self.cents += pay.0;
+///         ().into()
+///     }
+/// }
+///
+/// /// What it is asked.
+/// struct Balance;
+/// impl Message for Balance {
+///     type Reply = u64;
+/// }
+/// impl Handler<Balance> for Till {
+///     fn handle(&mut self, _: Balance, _: &mut Ctx<Self>) -> Reply<u64> {
+///         self.cents.into()
+///     }
+/// }
+///
+/// simulate(0, |sim| async move {
+///     let shop = |cents| {
+///         SupervisorSpec::new("shop", Strategy::OneForOne).child(ChildSpec::actor("till", move || Till { cents }))
+///     };
+///     let failed = sim.system().start(shop(0)).await.unwrap_err();
+///     assert_eq!(failed.to_string(), "start failed: child `till` failed to start: shop/till: no change to give");
+///
+///     sim.system().start(shop(500)).await.unwrap();
+///     let till: Ref<Till> = sim.system().lookup("shop/till").unwrap();
+///     till.tell(Pay(250)).unwrap(); // goes on at once
+///     assert_eq!(till.ask(Balance).await, Ok(750)); // messages of one sender keep their order
+/// });
+/// ```
 #[allow(unused_variables)]
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not an actor",
@@ -21,7 +76,7 @@ use tokio::sync::oneshot;
 )]
 pub trait Actor: Sized + 'static {
     /// Runs first, before any message (OTP `init`). An error means that the start failed: the supervisor is told so, and
-    /// [`Actor::stopping`] is not run.
+    /// [`Actor::stopping`] is not run. [`Exit::Ignore`] is no failure: the actor had nothing to do (OTP `ignore`).
     fn started(&mut self, ctx: &mut Ctx<Self>) -> Result<(), Exit> {
         Ok(())
     }

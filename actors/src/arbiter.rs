@@ -4,6 +4,7 @@
 
 use crate::error::BuildError;
 use crate::pid::Pid;
+use crate::schedule::Schedule;
 use parking_lot::{Condvar, Mutex};
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -171,7 +172,7 @@ impl Arbiter {
                 let _ending = ending;
                 CURRENT.with(|current| *current.borrow_mut() = Some((id, own)));
                 let local = tokio::task::LocalSet::new();
-                local.block_on(&runtime, run(inbox, stopped));
+                local.block_on(&runtime, run(inbox, stopped, None));
                 // Actors that still live are dropped here, on their own thread.
                 let _entered = runtime.enter();
                 drop(local);
@@ -180,12 +181,12 @@ impl Arbiter {
         Ok(Arc::new(Arbiter { id, heartbeat, jobs, stop, ended: Mutex::new(Some(ended)) }))
     }
 
-    /// The `LocalSet` that this is called in.
-    pub(crate) fn local() -> Arc<Self> {
+    /// The `LocalSet` that this is called in. Jobs wait for their turn when there is a schedule.
+    pub(crate) fn local(schedule: Option<Arc<Schedule>>) -> Arc<Self> {
         let jobs = Jobs::new();
         let (stop, stopped) = watch::channel(false);
         let id = NEXT_ID.fetch_add(1, Relaxed);
-        tokio::task::spawn_local(run(jobs.clone(), stopped));
+        tokio::task::spawn_local(run(jobs.clone(), stopped, schedule));
         Arc::new(Arbiter { id, heartbeat: Heartbeat::new(false), jobs, stop, ended: Mutex::new(None) })
     }
 
@@ -255,7 +256,10 @@ impl Arbiter {
     }
 }
 
-async fn run(jobs: Arc<Jobs>, mut stopped: watch::Receiver<bool>) {
+/// The number under which the starting of actors waits for its turn; no actor has it.
+const STARTS: u64 = 0;
+
+async fn run(jobs: Arc<Jobs>, mut stopped: watch::Receiver<bool>, schedule: Option<Arc<Schedule>>) {
     /// Also when a job unwinds: whoever waits for its start learns that there will be none.
     struct Closing(Arc<Jobs>);
     impl Drop for Closing {
@@ -269,6 +273,9 @@ async fn run(jobs: Arc<Jobs>, mut stopped: watch::Receiver<bool>) {
             let next = closing.0.waiting.lock().as_mut().and_then(VecDeque::pop_front);
             match next {
                 Some(job) => {
+                    if let Some(schedule) = &schedule {
+                        schedule.turn(STARTS).await;
+                    }
                     job();
                     // Many starts in a row leave the actors their turns.
                     tokio::task::coop::consume_budget().await;

@@ -31,6 +31,120 @@ const TURN_EFFECTS: u32 = 64;
 const INTERVAL_MIN_MS: u64 = 1;
 
 /// The context of a running actor.
+///
+/// What takes time runs beside the messages, ends with the actor, and can panic like any of its code:
+/// ```
+/// use phalanx_actors::testkit::simulate;
+/// use phalanx_actors::*;
+/// use std::time::Duration;
+///
+/// #[derive(Default)]
+/// struct Boiler {
+///     degrees: u32,
+///     log: Vec<String>,
+/// }
+/// impl Actor for Boiler {
+///     fn started(&mut self, ctx: &mut Ctx<Self>) -> Result<(), Exit> {
+///         // Again and again.
+///         ctx.interval(Duration::from_secs(1), |boiler, _| boiler.degrees += 10);
+///         // Once, as a message to itself.
+///         let alarm = ctx.send_after(Duration::from_secs(60), Note("too long"));
+///         // A future, and what to do with its result.
+///         ctx.pipe(tokio::time::sleep(Duration::from_millis(8_500)), move |boiler, (), _| {
+///             boiler.log.push(format!("{} degrees", boiler.degrees));
+///             alarm.cancel();
+///         });
+///         // A future whose result nobody needs.
+///         ctx.spawn(async { tokio::task::yield_now().await });
+///         // A future before which no message is handled.
+///         ctx.wait(tokio::time::sleep(Duration::from_secs(1)), |boiler, (), _| boiler.log.push("warm".into()));
+///         Ok(())
+///     }
+/// }
+/// struct Note(&'static str);
+/// impl Message for Note {
+///     type Reply = Vec<String>;
+/// }
+/// impl Handler<Note> for Boiler {
+///     fn handle(&mut self, note: Note, _: &mut Ctx<Self>) -> Reply<Vec<String>> {
+///         self.log.push(note.0.into());
+///         self.log.clone().into()
+///     }
+/// }
+///
+/// simulate(0, |sim| async move {
+///     let boiler = ChildSpec::actor("boiler", Boiler::default);
+///     sim.system().start(SupervisorSpec::new("house", Strategy::OneForOne).child(boiler)).await.unwrap();
+///     let boiler = sim.system().named::<Boiler>("house/boiler");
+///     boiler.tell(Note("hello")).unwrap();
+///     sim.advance(Duration::from_secs(100)).await; // of simulated time
+///     assert_eq!(boiler.ask(Note("bye")).await.unwrap(), ["warm", "hello", "80 degrees", "bye"]);
+/// });
+/// ```
+///
+/// It watches others, or shares their fate, and has children of its own:
+/// ```
+/// use phalanx_actors::testkit::{Probe, expect_exit, simulate};
+/// use phalanx_actors::*;
+///
+/// #[derive(Clone, Copy)]
+/// enum Tie {
+///     Monitor,
+///     Link,
+///     LinkAndTrap,
+/// }
+/// struct Guard(Pid, Tie, Recipient<News>);
+/// struct News(String);
+/// impl Message for News {
+///     type Reply = ();
+/// }
+/// impl Actor for Guard {
+///     fn started(&mut self, ctx: &mut Ctx<Self>) -> Result<(), Exit> {
+///         match self.1 {
+///             Tie::Monitor => drop(ctx.monitor(&self.0)),
+///             Tie::Link => ctx.link(&self.0),
+///             Tie::LinkAndTrap => {
+///                 ctx.trap_exit(true);
+///                 ctx.link(&self.0);
+///             }
+///         }
+///         // Runs below this actor and never longer than it, at `<path>/own`.
+///         let own = SupervisorSpec::new("own", Strategy::Dynamic);
+///         assert_eq!(ctx.supervise(own).path(), format!("{}/own", ctx.path()));
+///         Ok(())
+///     }
+///     fn down(&mut self, down: Down, _: &mut Ctx<Self>) {
+///         self.2.tell(News(format!("down: {}", down.reason))).unwrap();
+///     }
+///     fn exit_signal(&mut self, _: Pid, reason: Exit, _: &mut Ctx<Self>) {
+///         self.2.tell(News(format!("signal: {reason}"))).unwrap();
+///     }
+/// }
+/// struct Patient;
+/// impl Actor for Patient {}
+///
+/// # impl std::fmt::Debug for News {
+/// #     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+/// #         f.write_str(&self.0)
+/// #     }
+/// # }
+/// simulate(0, |sim| async move {
+///     let mut probe = Probe::<News>::start(sim.system(), "probe").await;
+///     let top = sim.system().start(SupervisorSpec::new("ward", Strategy::Dynamic)).await.unwrap();
+///     let patient = top.start_child(ChildSpec::once("patient", || Patient)).await.unwrap();
+///     let mut guards = Vec::new();
+///     for (id, tie) in [("a", Tie::Monitor), ("b", Tie::LinkAndTrap), ("c", Tie::Link)] {
+///         let (patient, news) = (patient.clone(), probe.recipient());
+///         guards.push(top.start_child(ChildSpec::once(id, move || Guard(patient, tie, news))).await.unwrap());
+///     }
+///     patient.kill();
+///     let mut news = [probe.expect_message().await.0, probe.expect_message().await.0];
+///     news.sort();
+///     assert_eq!(news, ["down: killed", "signal: killed"]);
+///     assert_eq!(expect_exit(&guards[2]).await, Exit::Killed); // linked, and traps nothing
+///     assert!(guards[0].is_alive() && guards[1].is_alive());
+/// });
+/// ```
 pub struct Ctx<A: Actor> {
     pid: Pid,
     system: Arc<Inner>,
@@ -40,6 +154,8 @@ pub struct Ctx<A: Actor> {
     monitors: HashSet<MonitorRef>,
     stop: Option<Box<Exit>>,
     traps: bool,
+    /// How many [`Ctx::wait`]s hold the messages back.
+    waits: u32,
     subtrees: Vec<(u64, Pid)>,
     next_subtree: u64,
 }
@@ -73,6 +189,7 @@ impl<A: Actor> Ctx<A> {
             monitors: HashSet::new(),
             stop: None,
             traps: false,
+            waits: 0,
             subtrees: Vec::new(),
             next_subtree: 0,
         }
@@ -144,6 +261,21 @@ impl<A: Actor> Ctx<A> {
         }))
     }
 
+    /// As [`Ctx::pipe`], and no message is handled until `then` has run: those that come stay in the mailbox, and when it is full, whoever
+    /// [sends](Ref::send) waits. So a slow actor slows down those before it, and no memory fills up. Signals, timers and other futures of the
+    /// actor are not held back.
+    pub fn wait<F, T>(&mut self, future: F, then: impl FnOnce(&mut A, T, &mut Ctx<A>) + 'static)
+    where
+        F: Future<Output = T> + 'static,
+        T: 'static,
+    {
+        self.waits += 1;
+        self.pipe(future, |actor, output, ctx| {
+            ctx.waits -= 1;
+            then(actor, output, ctx);
+        });
+    }
+
     /// Handles `message` after `delay`, ahead of what waits in the mailbox then (OTP `send_after`).
     pub fn send_after<M: Message>(&mut self, delay: Duration, message: M) -> TimerRef
     where
@@ -209,6 +341,26 @@ impl<A: Actor> Ctx<A> {
     }
 
     /// For handlers that answer later: return the first, keep the second.
+    /// ```
+    /// use phalanx_actors::*;
+    /// struct Sensor;
+    /// impl Actor for Sensor {}
+    /// struct Measure;
+    /// impl Message for Measure {
+    ///     type Reply = f64;
+    /// }
+    /// async fn measured() -> f64 {
+    ///     21.5
+    /// }
+    /// impl Handler<Measure> for Sensor {
+    ///     fn handle(&mut self, _: Measure, ctx: &mut Ctx<Self>) -> Reply<f64> {
+    ///         let (reply, replier) = ctx.defer();
+    ///         // Other messages are handled meanwhile.
+    ///         ctx.pipe(measured(), |_, degrees, _| replier.reply(degrees));
+    ///         reply
+    ///     }
+    /// }
+    /// ```
     pub fn defer<R>(&mut self) -> (Reply<R>, Replier<R>) {
         Reply::later(self.pid.clone())
     }
@@ -245,6 +397,11 @@ impl<A: Actor> Ctx<A> {
         self.stop.is_some()
     }
 
+    /// Whether messages are to stay in the mailbox.
+    pub(crate) fn waits(&self) -> bool {
+        self.waits > 0
+    }
+
     pub(crate) fn take_stop(&mut self) -> Option<Exit> {
         self.stop.take().map(|reason| *reason)
     }
@@ -276,7 +433,12 @@ impl<A: Actor> Ctx<A> {
                 Poll::Ready(Some(Effect::None)) => {}
                 Poll::Ready(Some(Effect::Apply(apply))) => {
                     let _measure = self.measure();
+                    let waited = self.waits();
                     apply(actor, self);
+                    if waited && !self.waits() {
+                        // The messages had their turn before the futures, and got nothing of it.
+                        cx.waker().wake_by_ref();
+                    }
                 }
                 Poll::Ready(Some(Effect::Deliver(mut task))) => {
                     let _measure = self.measure();

@@ -3,6 +3,7 @@
 //! Must never carry an actor's internals. Returned by [`crate::Ref`], [`crate::SupervisorRef`] and [`crate::System`].
 
 use crate::exit::Exit;
+use crate::pid::Pid;
 
 /// A message could not be put into a mailbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -85,6 +86,14 @@ pub enum ChildError {
     /// The supervisor has ended or is ending.
     #[error("the supervisor has ended")]
     SupervisorDown,
+}
+
+/// An actor could not join a group.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum JoinError {
+    /// It has ended, so it would never leave.
+    #[error("{0} has ended and can join no group")]
+    Ended(Pid),
 }
 
 /// An actor system could not be built.

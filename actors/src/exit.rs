@@ -6,6 +6,12 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The reason for which an actor or a supervisor ended (OTP: exit reason).
+///
+/// ```
+/// use phalanx_actors::Exit;
+/// assert!(!Exit::Normal.is_abnormal() && !Exit::Shutdown.is_abnormal());
+/// assert!(Exit::Error("disk full".into()).is_abnormal()); // a transient child is restarted after it
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Exit {
     /// It finished its work (OTP `normal`).

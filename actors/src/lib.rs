@@ -8,11 +8,11 @@
 //! use phalanx_actors::*;
 //!
 //! struct Counter(u64);
-//! impl Actor for Counter {}
 //! struct Add(u64);
-//! impl Message for Add {
-//!     type Reply = u64;
-//! }
+//! messages!(Add => u64);
+//!
+//! impl Actor for Counter {}
+//!
 //! impl Handler<Add> for Counter {
 //!     fn handle(&mut self, add: Add, _: &mut Ctx<Self>) -> Reply<u64> {
 //!         self.0 = self.0.checked_add(add.0).expect("a panic is an exit, and the supervisor restarts the actor");
@@ -32,6 +32,9 @@
 //! ```
 //!
 //! # Map
+//! To write an actor: [`Actor`], [`Handler`], [`messages!`], [`Reply`], [`Ctx`]. To run it: [`System`], [`SupervisorSpec`], [`ChildSpec`].
+//! To talk to it: [`Ref`], [`Named`], [`Recipient`], [`Group`]. One in the cluster: [`Singleton`]. To test it: [`testkit`].
+//!
 //! `core` decides (pure, no runtime), [`SupervisorRef`]'s driver and the actor's shell carry out, [`System`] holds the threads and the
 //! registry, [`ActorInfo`] and [`TreeEvent`] are what an observer sees. actix runs the mailboxes and is nowhere in the API.
 #![forbid(unsafe_code)]
@@ -43,18 +46,24 @@ mod core;
 mod ctx;
 mod error;
 mod exit;
+mod groups;
 mod inspect;
 mod mailbox;
+mod messages;
 mod note;
 mod observe;
 mod panic;
 mod pid;
+mod recipient;
 mod refs;
 mod registry;
+mod schedule;
 mod shell;
+mod singleton;
 mod spec;
 mod supervisor;
 mod system;
+pub mod testkit;
 mod trace;
 mod watchdog;
 
@@ -62,15 +71,21 @@ pub mod docs;
 
 pub use actor::{Actor, Down, Handler, Later, Message, Replier, Reply};
 pub use ctx::{Ctx, TaskRef, TimerRef};
-pub use error::{AskError, BuildError, ChildError, SendError, StartError};
+pub use error::{AskError, BuildError, ChildError, JoinError, SendError, StartError};
 pub use exit::Exit;
+pub use groups::{GROUP_EVENTS, Group, GroupEvent, GroupInfo, GroupWatch, Member, Membership};
 pub use inspect::{
     ActorInfo, ArbiterInfo, Current, Kind, LAST_EXITS, MessageInfo, PastExit, State, TREE_EVENTS, TreeEvent,
 };
 pub use note::MESSAGE_SPANS;
 pub use observe::{MESSAGE_TYPES, OTHER_MESSAGES, Observer};
 pub use pid::{MonitorRef, Pid};
+pub use recipient::{Receive, Recipient, Rejected};
 pub use refs::{Named, Ref};
+pub use singleton::{
+    Grant, Lease, LeaseError, SINGLETON_ANSWER_MS, SINGLETON_MARGIN_MS, SINGLETON_RETRY_MS, SINGLETON_STOP_MS,
+    Singleton, SingletonSettings, SingletonState, SingletonStatus, StandDown,
+};
 pub use spec::{
     AutoShutdown, Backoff, ChildSpec, MAILBOX_MAX_MESSAGES, MAILBOX_MESSAGES, Overflow, Placement, RESTART_INTENSITY,
     RESTART_PERIOD_MS, Restart, Shutdown, Strategy, SupervisorSpec, WORKER_SHUTDOWN_MS,

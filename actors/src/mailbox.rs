@@ -8,7 +8,7 @@ use crate::actor::{Actor, Answer, Handler, Message};
 use crate::error::AskError;
 use crate::exit::Exit;
 use crate::note::Note;
-use crate::panic::{drop_foreign, drop_guarded};
+use crate::panic::drop_guarded;
 use crate::pid::Pid;
 use crate::shell::{Engine, Host};
 use actix::dev::{Envelope, EnvelopeProxy};
@@ -104,6 +104,7 @@ pub(crate) trait Letter<A: Actor>: Send {
     fn deliver(&mut self, engine: &mut Engine<A>);
     /// See [`Question::refuse`].
     fn refuse(&mut self, why: AskError);
+    fn into_any(self: Box<Self>) -> Box<dyn Any>;
 }
 
 /// The incarnation that an asker waits for: with a kept mailbox it may be another than the one that was asked. Told when that takes the
@@ -128,6 +129,10 @@ impl<A: Handler<M>, M: Message> Letter<A> for Posted<M> {
     fn refuse(&mut self, why: AskError) {
         self.question.refuse(why);
     }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
 }
 
 /// The messages of a mailbox that drops its oldest one, or that outlives a crash.
@@ -148,8 +153,8 @@ pub(crate) enum Put<A: Actor> {
     },
     /// The oldest had to go for it.
     Instead(Box<dyn Letter<A>>),
-    /// The incarnation has ended.
-    Closed,
+    /// The incarnation has ended, and this stays with the sender.
+    Closed(Box<dyn Letter<A>>),
 }
 
 impl<A: Actor> Ring<A> {
@@ -170,9 +175,7 @@ impl<A: Actor> Ring<A> {
     pub(crate) fn put(&self, pid: &Pid, letter: Box<dyn Letter<A>>, max: Option<usize>) -> Put<A> {
         let mut letters = self.0.lock();
         if letters.owner != Some(pid.id()) {
-            drop(letters);
-            drop_foreign(letter);
-            return Put::Closed;
+            return Put::Closed(letter);
         }
         if max.is_some_and(|max| letters.queue.len() >= max)
             && let Some(oldest) = letters.queue.pop_front()

@@ -5,6 +5,7 @@
 use crate::actor::Down;
 use crate::error::SendError;
 use crate::exit::Exit;
+use crate::groups::AnyGroup;
 use crate::mailbox::Backlog;
 use crate::observe::Stats;
 use crate::shell::{Report, Reporter};
@@ -133,6 +134,8 @@ struct Ties {
     signals: VecDeque<Signal>,
     /// At most one for each subtree that the actor supervises.
     subtree_exits: VecDeque<(u64, Exit)>,
+    /// The groups that it is a member of, one entry for each join.
+    groups: Vec<(Arc<dyn AnyGroup>, u64)>,
     /// `None` while nobody looks.
     stats: Option<Box<Stats>>,
 }
@@ -389,7 +392,7 @@ impl Pid {
 
     /// Ends it: watchers, links and whoever started it learn the reason, once.
     pub(crate) fn set_exit(&self, exit: &Exit) {
-        let (mut reporter, (watchers, links)) = {
+        let (mut reporter, (watchers, links, groups)) = {
             let mut control = self.0.control.lock();
             if control.exit.is_some() {
                 return;
@@ -399,13 +402,18 @@ impl Pid {
             let told = match &mut control.ties {
                 Some(ties) => {
                     ties.signals = VecDeque::new();
-                    (std::mem::take(&mut ties.watchers), std::mem::take(&mut ties.links))
+                    let groups = std::mem::take(&mut ties.groups);
+                    (std::mem::take(&mut ties.watchers), std::mem::take(&mut ties.links), groups)
                 }
                 None => Default::default(),
             };
             (std::mem::take(&mut control.reporter), told)
         };
         self.set_ending();
+        // Who learns of the end finds it in no group any more.
+        for (group, member) in groups {
+            group.left(member);
+        }
         for (watch, watcher) in watchers {
             match watcher {
                 Watcher::Monitor(by) => {
@@ -422,6 +430,25 @@ impl Pid {
             link.signal(Signal::Exit { from: self.clone(), reason: exit.clone() });
         }
         reporter.tell(Report::Exited(exit.clone()));
+    }
+
+    /// It is a member of `group` until it ends. False when it has.
+    pub(crate) fn joins(&self, group: Arc<dyn AnyGroup>, member: u64) -> bool {
+        let mut control = self.0.control.lock();
+        if control.exit.is_some() {
+            return false;
+        }
+        control.ties().groups.push((group, member));
+        true
+    }
+
+    /// It is no member any more: which it was last.
+    pub(crate) fn leaves(&self, group: &Arc<dyn AnyGroup>) -> Option<u64> {
+        let mut control = self.0.control.lock();
+        let groups = &mut control.ties.as_mut()?.groups;
+        let at = groups.iter().rposition(|(own, _)| Arc::ptr_eq(own, group))?;
+        // The caller holds the group too, so nothing is dropped under the lock.
+        Some(groups.remove(at).1)
     }
 
     pub(crate) fn signal(&self, signal: Signal) {

@@ -9,6 +9,7 @@ use crate::mailbox::{Answerer, Asker, Letter, Parcel, Posted, Pull, Put, Questio
 use crate::note::Note;
 use crate::panic::drop_foreign;
 use crate::pid::Pid;
+use crate::recipient::Rejected;
 use crate::shell::Host;
 use crate::spec::Overflow;
 use crate::system::Inner;
@@ -66,6 +67,14 @@ impl<A: Actor> Inbox<A> {
 
     /// Puts a letter into the ring; there is room, or the oldest goes.
     fn post(&self, ring: &Ring<A>, letter: Box<dyn Letter<A>>) -> Result<(), SendError> {
+        self.try_post(ring, letter).map_err(|letter| {
+            drop_foreign(letter);
+            SendError::Closed
+        })
+    }
+
+    /// As `post`; gives the letter back when the incarnation has ended.
+    fn try_post(&self, ring: &Ring<A>, letter: Box<dyn Letter<A>>) -> Result<(), Box<dyn Letter<A>>> {
         let mailbox = self.pid.mailbox();
         let max = (mailbox.overflow == Overflow::DropOldest).then_some(mailbox.messages as usize);
         match ring.put(&self.pid, letter, max) {
@@ -78,7 +87,7 @@ impl<A: Actor> Inbox<A> {
                 oldest.refuse(AskError::Dropped);
                 drop_foreign(oldest);
             }
-            Put::Closed => return Err(SendError::Closed),
+            Put::Closed(letter) => return Err(letter),
         }
         Ok(())
     }
@@ -144,6 +153,25 @@ impl<A: Actor> Ref<A> {
         self.0.pid.reserve()?;
         self.0.put(message, None, None);
         Ok(())
+    }
+
+    /// As [`Ref::tell`], and gives the message back when it is not taken.
+    pub fn try_tell<M: Message>(&self, message: M) -> Result<(), Rejected<M>>
+    where
+        A: Handler<M>,
+    {
+        let room = if self.0.ring.is_some() { self.0.reserve() } else { self.0.pid.reserve() };
+        if let Err(error) = room {
+            return Err(Rejected { error, message });
+        }
+        let Some(ring) = &self.0.ring else {
+            self.0.put(message, None, None);
+            return Ok(());
+        };
+        let Err(letter) = self.0.try_post(ring, self.0.posted(message, None, None, None)) else { return Ok(()) };
+        let message = letter.into_any().downcast::<Posted<M>>().ok().and_then(|mut posted| posted.question.take().0);
+        let message = message.expect("invariant: what was posted comes back as it was");
+        Err(Rejected { error: SendError::Closed, message })
     }
 
     /// As [`Ref::tell`], but waits while the mailbox is full, if its [`Overflow`] says so. A task that sends without end gives its

@@ -206,7 +206,12 @@ impl<A: Actor> Engine<A> {
     #[inline]
     pub(crate) fn busy(&self) -> bool {
         let pid = self.ctx.pid_ref();
-        self.left == 0 || self.ctx.stopping() || self.panicked.is_some() || pid.requested() || pid.claimed()
+        self.left == 0
+            || self.ctx.waits()
+            || self.ctx.stopping()
+            || self.panicked.is_some()
+            || pid.requested()
+            || pid.claimed()
     }
 
     pub(crate) fn pid(&self) -> &Pid {
@@ -490,7 +495,10 @@ impl<A: Actor> Shell<A> {
     /// One turn of the actor itself: its messages, then what its own futures bring.
     fn turn(&mut self, cx: &mut Context<'_>) {
         let Some(Run { engine, mailbox }) = &mut self.run else { return };
-        engine.left = TURN_MESSAGES;
+        engine.left = match &self.exit.system.schedule {
+            None => TURN_MESSAGES,
+            Some(schedule) => schedule.messages(TURN_MESSAGES),
+        };
         // What others of this thread left behind is not this actor's.
         take_drop_panic();
         let result = guarded(|| {
@@ -528,6 +536,12 @@ impl<A: Actor> Future for Shell<A> {
         // Dropping it is all that is left to do.
         if this.heartbeat.abandoned() {
             return Poll::Ready(());
+        }
+        if let Some(schedule) = &this.exit.system.schedule
+            && schedule.passes(this.pid.id())
+        {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         let _entered = Entered::new(&this.pid);
         let outer = this.heartbeat.enter(&this.pid);

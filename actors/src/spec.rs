@@ -165,13 +165,18 @@ impl Policy {
     }
 }
 
+/// [`Placement::Inherit`] and [`Placement::Spread`], beyond all arbiters.
+const INHERIT: u32 = u32::MAX;
+const SPREAD: u32 = u32::MAX - 1;
+
 /// One child of a supervisor.
 #[derive(Clone)]
 pub struct ChildSpec {
     pub(crate) id: Arc<str>,
     pub(crate) policy: Policy,
     pub(crate) mailbox: Mailbox,
-    pub(crate) placement: Placement,
+    /// Smaller than what it stands for, as there may be as many as there are pods.
+    place: u32,
     pub(crate) start: Start,
 }
 
@@ -188,9 +193,20 @@ impl ChildSpec {
             id: id.into().into(),
             policy: Policy::new(Shutdown::Timeout(Duration::from_millis(WORKER_SHUTDOWN_MS))),
             mailbox: Mailbox::new(MAILBOX_MESSAGES),
-            placement: Placement::Inherit,
+            place: INHERIT,
             start: Start::Actor(Arc::new(WorkerFactory::new(make))),
         }
+    }
+
+    /// An actor that is made of what exists only once, such as a connection; so it is [`Restart::Temporary`], and must stay so: a second
+    /// incarnation would panic where it is made.
+    pub fn once<A: Actor>(id: impl Into<String>, make: impl FnOnce() -> A + Send + 'static) -> Self {
+        let make = parking_lot::Mutex::new(Some(make));
+        let make = move || match make.lock().take() {
+            Some(make) => make(),
+            None => panic!("made by `ChildSpec::once`, it can be started only once"),
+        };
+        ChildSpec::actor(id, make).restart(Restart::Temporary)
     }
 
     /// A subtree. `make` is run for each incarnation; the id given here is its name, not the one in the spec that `make` returns.
@@ -199,7 +215,7 @@ impl ChildSpec {
             id: id.into().into(),
             policy: Policy::new(Shutdown::Infinity),
             mailbox: Mailbox::NONE,
-            placement: Placement::Inherit,
+            place: INHERIT,
             start: Start::Supervisor(Arc::new(make)),
         }
     }
@@ -252,8 +268,21 @@ impl ChildSpec {
 
     /// On which arbiter it runs.
     pub fn placement(mut self, placement: Placement) -> Self {
-        self.placement = placement;
+        self.place = match placement {
+            Placement::Inherit => INHERIT,
+            Placement::Spread => SPREAD,
+            // There are never so many threads; it is taken modulo their number anyway.
+            Placement::Arbiter(arbiter) => u32::try_from(arbiter).unwrap_or(0).min(SPREAD - 1),
+        };
         self
+    }
+
+    pub(crate) fn placed(&self) -> Placement {
+        match self.place {
+            INHERIT => Placement::Inherit,
+            SPREAD => Placement::Spread,
+            arbiter => Placement::Arbiter(arbiter as usize),
+        }
     }
 
     /// Its name among its siblings.
@@ -297,6 +326,47 @@ impl std::fmt::Debug for ChildSpec {
 }
 
 /// A supervisor and the children that it starts with, in order.
+///
+/// ```
+/// use phalanx_actors::testkit::simulate;
+/// use phalanx_actors::*;
+/// use std::time::Duration;
+///
+/// struct Worker(&'static str);
+/// impl Actor for Worker {}
+///
+/// // Plain data: what runs, in which order, how it is restarted and stopped.
+/// fn shop() -> SupervisorSpec {
+///     SupervisorSpec::new("shop", Strategy::RestForOne) // those behind one that crashes start again with it
+///         .intensity(3, Duration::from_secs(10)) // a fourth crash in 10 s is the shop's own exit
+///         .child(
+///             ChildSpec::actor("stock", || Worker("stock"))
+///                 .shutdown(Shutdown::Timeout(Duration::from_secs(2)))
+///                 .placement(Placement::Spread), // on any of the system's threads
+///         )
+///         .child(ChildSpec::actor("audit", || Worker("audit")).restart(Restart::Transient)) // ends when it is done
+///         .child(ChildSpec::supervisor("desks", desks))
+/// }
+/// fn desks() -> SupervisorSpec {
+///     let slowly = Backoff { step: Duration::from_secs(1), max: Duration::from_secs(30), ..Backoff::default() };
+///     let desk = |id| ChildSpec::actor(id, move || Worker(id)).backoff(slowly).mailbox(64);
+///     SupervisorSpec::new("desks", Strategy::OneForOne).unlimited().child(desk("east")).child(desk("west"))
+/// }
+///
+/// simulate(0, |sim| async move {
+///     let shop = sim.system().start(shop()).await.unwrap();
+///     let paths: Vec<String> = sim.system().tree().into_iter().map(|info| info.path).collect();
+///     assert_eq!(paths, ["shop", "shop/audit", "shop/desks", "shop/desks/east", "shop/desks/west", "shop/stock"]);
+///
+///     // Children come and go while it runs.
+///     let desks = sim.system().supervisor("shop/desks").unwrap();
+///     desks.start_child(ChildSpec::once("night", || Worker("night"))).await.unwrap();
+///     desks.terminate_child("east").await.unwrap();
+///     assert_eq!(desks.count_children().await.unwrap().active, 2);
+///     desks.restart_child("east").await.unwrap();
+///     shop.stop().await; // in reverse order
+/// });
+/// ```
 #[derive(Clone, Debug)]
 pub struct SupervisorSpec {
     pub(crate) id: Arc<str>,

@@ -4,7 +4,7 @@
 //! [`crate::Ctx::supervise`], and by another supervisor whose child it is.
 
 use crate::arbiter::{self, Heartbeat};
-use crate::core::child::{Child, ChildState, Spec};
+use crate::core::child::{Child, Spec};
 use crate::core::supervisor::{Action, Asker, Event, Inc, Key, Supervisor, Timer};
 use crate::error::ChildError;
 use crate::exit::Exit;
@@ -27,7 +27,7 @@ use tokio::time::{Instant, Sleep};
 /// How many commands may wait at a supervisor; further callers wait for room.
 const COMMANDS_WAITING: usize = 1_024;
 /// How many events a supervisor handles before others of its arbiter get their turn.
-const TURN_EVENTS: usize = 256;
+const TURN_EVENTS: u32 = 256;
 
 /// A handle to a running supervisor.
 #[derive(Clone)]
@@ -327,8 +327,12 @@ struct Driver {
 impl Driver {
     fn feed(&mut self, event: Event<Data>) {
         let now = self.epoch.elapsed();
-        for action in self.core.on_event(event, now) {
-            self.apply(action);
+        let mut actions = self.core.on_event(event, now).into_iter();
+        while let Some(action) = actions.next() {
+            match action {
+                Action::Reply { asker, result } => self.reply(asker, result, actions.as_slice()),
+                action => self.apply(action),
+            }
         }
     }
 
@@ -377,7 +381,7 @@ impl Driver {
                 self.timers.insert((Instant::now() + after, self.next_timer), timer);
                 self.next_timer += 1;
             }
-            Action::Reply { asker, result } => self.reply(asker, result),
+            Action::Reply { .. } => {} // see `feed`
             Action::Ready => self.exit.started(),
             Action::Exit(exit) => {
                 self.done = true;
@@ -430,7 +434,7 @@ impl Driver {
         if system.killed() {
             return exit.exited(Exit::Killed);
         }
-        let arbiter = self.system.arbiter(spec.placement);
+        let arbiter = self.system.arbiter(spec.placed());
         pid.set_arbiter(arbiter.id());
         match spec.start {
             Start::Actor(factory) => {
@@ -468,16 +472,15 @@ impl Driver {
         }
     }
 
-    fn reply(&mut self, asker: Asker, result: Result<Key, ChildError>) {
-        let Some(reply) = self.askers.remove(&asker) else { return };
-        match reply {
-            Reply::Pid(tx) => {
-                let pid = result.and_then(|key| self.child_pid(key).ok_or(ChildError::NotFound));
-                let _ = tx.send(pid);
+    fn reply(&mut self, asker: Asker, result: Result<Key, ChildError>, rest: &[Action<Data>]) {
+        match self.askers.remove(&asker) {
+            Some(Reply::Pid(tx)) => {
+                // A child that had nothing to do may have left the list already.
+                let pid = |key| self.child_pid(key).or_else(|| forgotten(key, rest));
+                drop(tx.send(result.and_then(|key| pid(key).ok_or(ChildError::NotFound))));
             }
-            Reply::Done(tx) => {
-                let _ = tx.send(result.map(|_| ()));
-            }
+            Some(Reply::Done(tx)) => drop(tx.send(result.map(|_| ()))),
+            None => {}
         }
     }
 
@@ -587,12 +590,20 @@ impl Driver {
     }
 }
 
+/// The last incarnation of a child that is about to be forgotten.
+fn forgotten(key: Key, actions: &[Action<Data>]) -> Option<Pid> {
+    actions.iter().find_map(|action| match action {
+        Action::Forget { key: of, data } if *of == key => data.pid.clone(),
+        _ => None,
+    })
+}
+
 fn info(child: &Child<Data>) -> ChildInfo {
     ChildInfo {
         id: child.data.id().to_string(),
-        pid: child.data.pid.clone().filter(|_| child.alive()),
+        pid: child.data.pid.clone().filter(|_| child.alive() && !child.restarting()),
         kind: child.data.spec.kind(),
-        restarting: matches!(child.state, ChildState::Waiting { .. } | ChildState::Queued | ChildState::Dead { .. }),
+        restarting: child.restarting(),
     }
 }
 
@@ -604,6 +615,12 @@ impl Future for Driver {
         // Dropping it is all that is left to do.
         if this.heartbeat.abandoned() {
             return Poll::Ready(());
+        }
+        if let Some(schedule) = &this.system.schedule
+            && schedule.passes(this.pid.id())
+        {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         let _entered = Entered::new(&this.pid);
         this.pid.doing(doing::supervision);
@@ -621,7 +638,11 @@ impl Driver {
         if this.system.killed() && !this.done && !std::mem::replace(&mut this.killed, true) {
             this.feed(Event::Kill);
         }
-        for _ in 0..TURN_EVENTS {
+        let turn = match &this.system.schedule {
+            None => TURN_EVENTS,
+            Some(schedule) => schedule.messages(TURN_EVENTS),
+        };
+        for _ in 0..turn {
             if this.done {
                 return Poll::Ready(());
             }
@@ -646,5 +667,17 @@ impl Drop for Driver {
             }
             self.drop_backlogs();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There may be as many children as there are pods; who makes one larger should know.
+    #[test]
+    fn the_record_of_a_child_stays_small() {
+        let sizes = (size_of::<ChildSpec>(), size_of::<Child<Data>>());
+        assert!(sizes <= (88, 128), "{sizes:?}");
     }
 }

@@ -7,12 +7,14 @@ use crate::arbiter::{self, Arbiter, Heartbeat, Turn};
 use crate::core::intensity::Intensity;
 use crate::error::{BuildError, StartError};
 use crate::exit::Exit;
+use crate::groups::Groups;
 use crate::inspect::{ActorInfo, ArbiterInfo, TREE_EVENTS, TreeEvent, ms};
 use crate::observe::{self, Observer};
 use crate::panic::install_hook;
 use crate::pid::{Name, Pid};
 use crate::refs::{Inbox, Named, Ref};
 use crate::registry::Registry;
+use crate::schedule::Schedule;
 use crate::shell::{ExitGuard, Report, Reporter};
 use crate::spec::{Mailbox, Placement, SupervisorSpec};
 use crate::supervisor::{SupervisorRef, launch};
@@ -26,6 +28,51 @@ use tokio::sync::{broadcast, oneshot};
 use tokio::time::Instant;
 
 /// A node's actors. Clones are the same system; when the last one made by [`System::builder`] is dropped, its threads end.
+///
+/// ```
+/// use phalanx_actors::*;
+/// # struct Lamp;
+/// # impl Actor for Lamp {}
+/// # struct Toggle;
+/// # impl Message for Toggle { type Reply = (); }
+/// # impl Handler<Toggle> for Lamp {
+/// #     fn handle(&mut self, _: Toggle, _: &mut Ctx<Self>) -> Reply<()> {
+/// #         panic!("burned out")
+/// #     }
+/// # }
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let system = System::builder("node").arbiters(2).build()?; // two threads for its actors
+/// let mut events = system.subscribe();
+/// let room = SupervisorSpec::new("room", Strategy::OneForOne).child(ChildSpec::actor("lamp", || Lamp));
+/// system.start(room).await?;
+///
+/// // By path: whoever runs there whenever it is used. A `Ref` is one incarnation, and so is its `Pid`.
+/// let lamp: Named<Lamp> = system.named("room/lamp");
+/// let first: Ref<Lamp> = system.lookup("room/lamp").ok_or("no lamp")?;
+/// let pid: Pid = first.pid();
+/// lamp.tell(Toggle)?; // it panics, and is restarted
+/// assert!(matches!(pid.exited().await, Exit::Panic { message, .. } if message == "burned out"));
+///
+/// let mut seen = Vec::new();
+/// while seen.len() < 4 {
+///     seen.push(match events.recv().await? {
+///         TreeEvent::Started { path, .. } => format!("{path} started"),
+///         TreeEvent::Exited { path, .. } => format!("{path} exited"),
+///         TreeEvent::Restarting { path, in_ms, .. } => format!("{path} restarts in {in_ms} ms"), // with a backoff
+///         TreeEvent::Stopped { path } => format!("{path} stopped"),
+///         TreeEvent::Stuck { path, doing, .. } => format!("{path} is stuck in {doing}"),
+///     });
+/// }
+/// assert_eq!(seen, ["room/lamp started", "room started", "room/lamp exited", "room/lamp started"]);
+/// assert_ne!(system.whereis("room/lamp"), Some(pid));
+/// assert!(first.tell(Toggle).is_err()); // that incarnation is gone
+/// let info = system.tree().into_iter().find(|info| info.path == "room/lamp").ok_or("no lamp")?;
+/// assert_eq!((info.state, info.restarts), (State::Running, 1));
+/// system.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct System {
     pub(crate) inner: Arc<Inner>,
@@ -50,6 +97,9 @@ pub(crate) struct Inner {
     /// Nothing more may be started at the top.
     down: AtomicBool,
     killed: AtomicBool,
+    groups: Arc<Groups>,
+    /// Only in simulations.
+    pub(crate) schedule: Option<Arc<Schedule>>,
 }
 
 /// A supervisor at the top. It is started again only when its thread was left behind.
@@ -86,6 +136,7 @@ pub struct SystemBuilder {
     watchdog: Option<Duration>,
     /// Tests look by hand.
     watched_by_hand: bool,
+    schedule: Option<Arc<Schedule>>,
 }
 
 impl SystemBuilder {
@@ -99,6 +150,17 @@ impl SystemBuilder {
     pub fn local(mut self) -> Self {
         self.local = true;
         self
+    }
+
+    /// As [`SystemBuilder::local`]; and among the actors that are ready, chance decides whose turn it is, the same way for the same seed.
+    /// Finds races in tests, and costs some speed. [`crate::testkit::simulate`] brings the clock and the `LocalSet` with it.
+    pub fn seed(self, seed: u64) -> Self {
+        self.schedule(Arc::new(Schedule::new(seed)))
+    }
+
+    pub(crate) fn schedule(mut self, schedule: Arc<Schedule>) -> Self {
+        self.schedule = Some(schedule);
+        self.local()
     }
 
     /// Watches for actors that do not give their thread back within `limit`: that block, or never end. Such an actor is named in the log,
@@ -127,7 +189,8 @@ impl SystemBuilder {
         let watchdog = self.watchdog.filter(|_| !self.local).map(Watchdog::new);
         let arbiters = if self.local {
             // tokio panics outside a LocalSet: an error of the embedder's, which deserves a sentence.
-            vec![crate::panic::guarded(Arbiter::local).map_err(|_| BuildError::NoLocalSet)?]
+            let local = || Arbiter::local(self.schedule.clone());
+            vec![crate::panic::guarded(local).map_err(|_| BuildError::NoLocalSet)?]
         } else {
             (0..self.arbiters)
                 .map(|i| Arbiter::thread(format!("{}-actors-{i}", self.name), watchdog.is_some()))
@@ -145,6 +208,8 @@ impl SystemBuilder {
             tops: Mutex::default(),
             down: AtomicBool::new(false),
             killed: AtomicBool::new(false),
+            groups: Arc::default(),
+            schedule: self.schedule,
         });
         let owner = Arc::new(Owner(inner.clone()));
         if !self.watched_by_hand {
@@ -157,7 +222,14 @@ impl SystemBuilder {
 impl System {
     /// A new system; `name` is the node's.
     pub fn builder(name: impl Into<String>) -> SystemBuilder {
-        SystemBuilder { name: name.into(), arbiters: 1, local: false, watchdog: None, watched_by_hand: false }
+        SystemBuilder {
+            name: name.into(),
+            arbiters: 1,
+            local: false,
+            watchdog: None,
+            watched_by_hand: false,
+            schedule: None,
+        }
     }
 
     pub(crate) fn guest(inner: Arc<Inner>) -> Self {
@@ -249,6 +321,10 @@ impl System {
             ArbiterInfo { alive: arbiter.is_alive(), turns, running }
         };
         self.inner.arbiters().iter().map(look).collect()
+    }
+
+    pub(crate) fn all_groups(&self) -> &Arc<Groups> {
+        &self.inner.groups
     }
 
     /// What changes in the tree from now on.
@@ -396,7 +472,10 @@ impl Inner {
         self.down.store(true, SeqCst);
         // First, so that nothing is started while the others die.
         self.killed.store(true, SeqCst);
-        for pid in self.registry.live() {
+        let mut live = self.registry.live();
+        // In simulated time what happens must not hang on the order of a hash map.
+        live.sort_unstable_by_key(Pid::id);
+        for pid in live {
             pid.kill();
         }
         if let Some(watchdog) = &self.watchdog {

@@ -258,3 +258,48 @@ async fn two_supervisors_of_one_name_do_not_run_together() {
     assert_eq!(error, StartError::AlreadyRunning("s".into()));
     system.shutdown().await;
 }
+
+/// Handles each number after a while of simulated time, one at a time.
+struct OneAtATime(Vec<u64>);
+struct Take(u64);
+impl Message for Take {
+    type Reply = ();
+}
+struct Taken;
+impl Message for Taken {
+    type Reply = Vec<u64>;
+}
+impl Actor for OneAtATime {}
+impl Handler<Take> for OneAtATime {
+    fn handle(&mut self, take: Take, ctx: &mut Ctx<Self>) -> Reply<()> {
+        ctx.wait(tokio::time::sleep(Duration::from_secs(1)), move |actor, (), _| actor.0.push(take.0));
+        ().into()
+    }
+}
+impl Handler<Taken> for OneAtATime {
+    fn handle(&mut self, _: Taken, _: &mut Ctx<Self>) -> Reply<Vec<u64>> {
+        self.0.clone().into()
+    }
+}
+
+#[test]
+fn an_actor_that_waits_leaves_its_messages_in_the_mailbox_and_can_be_stopped_meanwhile() {
+    testkit::explore(0..20, |sim| async move {
+        let child = ChildSpec::actor("it", || OneAtATime(Vec::new())).mailbox(3);
+        sim.system().start(SupervisorSpec::new("s", Strategy::OneForOne).child(child)).await.expect("started");
+        let actor = sim.system().lookup::<OneAtATime>("s/it").expect("runs");
+        for n in 1..=6 {
+            actor.send(Take(n)).await.expect("sent");
+        }
+        // One is being handled and three wait: the sixth found room when the second was taken out, a second after the first.
+        assert_eq!(sim.elapsed(), Duration::from_secs(2));
+        assert_eq!(actor.tell(Take(7)), Err(SendError::Full));
+        let seen = actor.ask(Taken).await.expect("answered");
+        assert_eq!((seen, sim.elapsed()), ((1..=6).collect(), Duration::from_secs(6)));
+        actor.tell(Take(8)).expect("room");
+        sim.settle().await;
+        actor.stop(Exit::Normal);
+        assert_eq!(testkit::expect_exit(&actor.pid()).await, Exit::Normal);
+        assert_eq!(sim.elapsed(), Duration::from_secs(6));
+    });
+}

@@ -3,6 +3,7 @@
 //! The store encodes its requests; a transport moves bytes to a named peer and back, and a snapshot as a stream. Tests move
 //! them in memory, a real server over phalanx-transport. What a peer sends is untrusted in form: what does not decode is refused.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use openraft::raft::{
     VoteRequest, VoteResponse,
 };
 use openraft::storage::Snapshot;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncRead;
 
@@ -152,16 +154,35 @@ pub async fn ask(
     decode(&answer).map_err(lost)
 }
 
+/// Where each server was last said to be. openraft goes on with the connections that it has when nothing but a server's address
+/// changes; without this they would look for it at the old one for ever.
+#[derive(Clone, Default)]
+pub struct AddressBook(Arc<Mutex<HashMap<ServerId, Peer>>>);
+
+impl AddressBook {
+    /// The newest word on where this server is.
+    pub fn note(&self, peer: Peer) {
+        self.0.lock().insert(peer.id, peer);
+    }
+
+    fn find(&self, id: ServerId) -> Option<Peer> {
+        self.0.lock().get(&id).cloned()
+    }
+}
+
 /// openraft's side: makes a connection for each peer and purpose.
 pub struct Network {
     pub transport: Arc<dyn RaftTransport>,
+    pub addresses: AddressBook,
     /// Least time for an append that carries entries: openraft gives one heartbeat interval, which a slow disk may exceed.
     pub backoff_ms: u64,
 }
 
 pub struct Connection {
     transport: Arc<dyn RaftTransport>,
-    peer: Peer,
+    /// As it was when the connection was made.
+    first: Peer,
+    addresses: AddressBook,
     backoff_ms: u64,
 }
 
@@ -170,17 +191,27 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
     async fn new_client(&mut self, target: ServerId, node: &Peer) -> Connection {
         let peer = Peer { id: target, ..node.clone() };
-        Connection { transport: self.transport.clone(), peer, backoff_ms: self.backoff_ms }
+        self.addresses.note(peer.clone());
+        Connection {
+            transport: self.transport.clone(),
+            first: peer,
+            addresses: self.addresses.clone(),
+            backoff_ms: self.backoff_ms,
+        }
     }
 }
 
 impl Connection {
+    fn peer(&self) -> Peer {
+        self.addresses.find(self.first.id).unwrap_or_else(|| self.first.clone())
+    }
+
     async fn ask(&self, request: &Request, option: &RPCOption) -> Result<Answer, RPCError<TypeConfig>> {
-        ask(&*self.transport, &self.peer, request, option.hard_ttl()).await.map_err(rpc_error)
+        ask(&*self.transport, &self.peer(), request, option.hard_ttl()).await.map_err(rpc_error)
     }
 
     fn unexpected(&self) -> RPCError<TypeConfig> {
-        let text = format!("{} answered something else than was asked", self.peer.name);
+        let text = format!("{} answered something else than was asked", self.first.name);
         RPCError::Network(NetworkError::from_string(text))
     }
 }
@@ -244,12 +275,13 @@ impl RaftNetworkV2<TypeConfig> for Connection {
         let file = tokio::fs::File::open(&snapshot.snapshot.path).await;
         let file = file.map_err(|error| broken(format!("cannot open the snapshot: {error}")))?;
         let header = encode(&SnapshotHeader { vote, meta: snapshot.meta }).map_err(broken)?;
-        let send = self.transport.send_snapshot(&self.peer, header, Box::new(file), option.hard_ttl());
+        let peer = self.peer();
+        let send = self.transport.send_snapshot(&peer, header, Box::new(file), option.hard_ttl());
         let answer = tokio::select! {
             answer = tokio::time::timeout(option.hard_ttl(), send) => answer,
             closed = cancel => return Err(StreamingError::Closed(closed)),
         };
-        let answer = answer.map_err(|_| broken(format!("sending a snapshot to {} took too long", self.peer.name)))?;
+        let answer = answer.map_err(|_| broken(format!("sending a snapshot to {} took too long", self.first.name)))?;
         decode(&answer.map_err(|error| StreamingError::from(rpc_error(error)))?).map_err(broken)
     }
 
@@ -272,3 +304,46 @@ impl RaftNetworkV2<TypeConfig> for Connection {
 
 /// Longest wait for a follower to put entries on its disk.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(2);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Notes where it was sent to, and answers nothing.
+    #[derive(Default)]
+    struct Recorder(Mutex<Vec<String>>);
+
+    #[async_trait]
+    impl RaftTransport for Recorder {
+        fn serve(&self, _: Arc<dyn RaftService>) {}
+        fn stop(&self) {}
+        async fn call(&self, peer: &Peer, _: Bytes, _: Duration) -> Result<Bytes, TransportError> {
+            self.0.lock().push(peer.addr.clone());
+            Err(TransportError::Unreachable { peer: peer.name.clone(), reason: "a test".to_owned() })
+        }
+        async fn send_snapshot(
+            &self,
+            peer: &Peer,
+            header: Bytes,
+            _: SnapshotBody,
+            deadline: Duration,
+        ) -> Result<Bytes, TransportError> {
+            self.call(peer, header, deadline).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_follows_its_server_to_another_address() {
+        let recorder = Arc::new(Recorder::default());
+        let addresses = AddressBook::default();
+        let mut network = Network { transport: recorder.clone(), addresses: addresses.clone(), backoff_ms: 1 };
+        let at = |addr: &str| Peer { id: 3, name: "s3".to_owned(), addr: addr.to_owned() };
+        let mut connection = network.new_client(3, &at("old")).await;
+        let vote = || VoteRequest::new(Vote::new(1, 1), None);
+        let option = || RPCOption::new(Duration::from_secs(1));
+        assert!(connection.vote(vote(), option()).await.is_err());
+        addresses.note(at("new"));
+        assert!(connection.vote(vote(), option()).await.is_err());
+        assert_eq!(*recorder.0.lock(), ["old", "new"]);
+    }
+}

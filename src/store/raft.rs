@@ -22,7 +22,9 @@ use tokio::time::Instant;
 use super::check::check;
 use super::log::LogStore;
 use super::machine::Machine;
-use super::network::{self, Admin, Answer, Network, Proposed, RaftTransport, Refusal, Request, TransportError};
+use super::network::{
+    self, AddressBook, Admin, Answer, Network, Proposed, RaftTransport, Refusal, Request, TransportError,
+};
 use super::requests::Requests;
 use super::service::Service;
 use super::start::{self, StartError, StoreConfig};
@@ -70,6 +72,7 @@ pub(super) struct Inner {
     leadership: watch::Receiver<Leadership>,
     requests: Requests,
     transport: Arc<dyn RaftTransport>,
+    addresses: AddressBook,
     request_deadline: Duration,
     lease: Duration,
     low_disk: AtomicBool,
@@ -115,7 +118,8 @@ impl ReplicatedStore {
             membership: Default::default(),
             applied: applied_to,
         };
-        let network = Network { transport: config.transport.clone(), backoff_ms: timings.heartbeat_ms };
+        let (transport, addresses) = (config.transport.clone(), AddressBook::default());
+        let network = Network { transport, addresses: addresses.clone(), backoff_ms: timings.heartbeat_ms };
         let raft = Raft::new(config.server_id, Arc::new(raft_config), network, log.clone(), machine).await;
         let raft = match raft {
             Ok(raft) => raft,
@@ -144,6 +148,7 @@ impl ReplicatedStore {
             leadership,
             requests: Requests::new(rand::random()),
             transport: config.transport,
+            addresses,
             request_deadline: config.request_deadline,
             lease: Duration::from_millis(timings.max_ms),
             low_disk: AtomicBool::new(false),
@@ -498,6 +503,8 @@ impl Inner {
                     }
                     Some(known) if *known == peer => {}
                     Some(_) => {
+                        // Before the change is asked for: whether it was made may never be known here.
+                        self.addresses.note(peer.clone());
                         let moved = ChangeMembers::SetNodes(BTreeMap::from([(id, peer)]));
                         self.raft.change_membership(moved, true).await.map(drop).map_err(refused)?;
                     }

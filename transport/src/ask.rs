@@ -108,7 +108,7 @@ impl Request {
             if send.write(frame.into()).await.is_ok() {
                 send.finish();
             }
-            self.reply(link, &mut recv, limits.frame_bytes).await
+            self.reply(link, &mut recv).await
         };
         timeout_at(self.deadline, asking).await.unwrap_or_else(|_| Err(self.timed_out()))
     }
@@ -145,7 +145,7 @@ impl Request {
             let mut send = Resetting::new(send);
             self.count_sent();
             send.write(frame.into()).await.map_err(|_| self.no_connection())?;
-            let (status, reply) = self.reply(&link, &mut recv, node.limits.frame_bytes).await?;
+            let (status, reply) = self.reply(&link, &mut recv).await?;
             self.outcome(status, reply)?;
             let send = send.release().ok_or_else(|| self.no_connection())?;
             let _ = send.set_priority(BODY_PRIORITY);
@@ -188,8 +188,8 @@ impl Request {
         }
     }
 
-    async fn reply(&self, link: &Link, recv: &mut quinn::RecvStream, limit: usize) -> Result<(u8, Bytes), AskError> {
-        let reply = read_reply(recv, limit).await.map_err(|error| match error {
+    async fn reply(&self, link: &Link, recv: &mut quinn::RecvStream) -> Result<(u8, Bytes), AskError> {
+        let reply = read_reply(link, recv, &self.own.limits).await.map_err(|error| match error {
             ReadFrameError::Frame(error) => AskError::BadReply { path: self.path.clone(), reason: error.to_string() },
             // Reset by a handler that is past the deadline, or lost with the connection.
             ReadFrameError::Gone if link.conn.close_reason().is_none() => {

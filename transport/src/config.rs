@@ -3,13 +3,18 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{
+    pki_types::{CertificateDer, PrivateKeyDer},
+    time_provider::{DefaultTimeProvider, TimeProvider},
+};
 use tokio::runtime::Handle;
 
 use crate::{
+    credentials::Revoked,
     event::NodeName,
     frame::MAX_FRAME_BYTES,
     network::{Network, UdpNetwork},
+    outbox::URGENT_FACTOR,
 };
 
 /// A node's certificate chain (leaf first) and the key of the leaf.
@@ -63,6 +68,10 @@ pub struct TransportConfig {
     pub driver: Option<Handle>,
     /// Where packets go: UDP, or a simulated network.
     pub network: Arc<dyn Network>,
+    /// Who is not let in, from the start; see [`Transport::set_revoked`](crate::Transport::set_revoked).
+    pub revoked: Revoked,
+    /// The wall clock that certificates are held against. A simulation gives its own.
+    pub clock: Arc<dyn TimeProvider>,
     /// What the transport's own randomness comes from (jitter of dials, QUIC's ids, which packets faults hit); `None`
     /// takes the operating system's. Only for simulations: a seed that is known makes connection ids predictable.
     pub seed: Option<u64>,
@@ -90,6 +99,8 @@ impl TransportConfig {
             handlers: None,
             driver: None,
             network: Arc::new(UdpNetwork),
+            revoked: Revoked::default(),
+            clock: Arc::new(DefaultTimeProvider),
             seed: None,
         }
     }
@@ -112,10 +123,16 @@ pub struct Limits {
     pub inbox_messages: usize,
     /// Bytes waiting there; the same happens.
     pub inbox_bytes: usize,
+    /// Bytes of tells from one peer waiting for all handlers together, with what each costs to keep; the same happens.
+    pub inboxes_bytes: usize,
     /// Asks in flight to one peer; further ones wait, at most until their deadline.
     pub asks_in_flight: u32,
     /// Bytes of requests from one peer being read or handled; further requests wait unread.
     pub ask_bytes: usize,
+    /// Bytes of replies to one peer that wait until it takes them; a reply beyond that is not kept, its asker is told so
+    /// (`AskError::Remote`). And bytes of replies from one peer that are being read; further ones wait unread, at most until
+    /// the deadline of their asks.
+    pub reply_bytes: usize,
     /// Open streams to one peer; further ones wait, at most `open_stream_ms`.
     pub streams_open: u32,
     /// Monitors held on one peer; a further one is down at once with `NoConnection`.
@@ -124,6 +141,8 @@ pub struct Limits {
     pub peers: usize,
     /// Inbound handshakes going on; further ones are turned away. From half of it, a dialer must prove its address.
     pub handshakes: usize,
+    /// The same for those from one IP address, so that one machine cannot take the places of all others.
+    pub handshakes_per_address: usize,
     /// Bytes a peer may have sent on one stream that its reader has not taken; the sender waits.
     pub stream_window_bytes: u32,
     /// Datagram bytes waiting to be sent to one peer; the oldest are dropped.
@@ -139,15 +158,73 @@ impl Default for Limits {
             control_outbox_messages: 4_096,
             inbox_messages: 4_096,
             inbox_bytes: 16 << 20,
+            inboxes_bytes: 64 << 20,
             asks_in_flight: 512,
             ask_bytes: 64 << 20,
+            reply_bytes: 64 << 20,
             streams_open: 64,
             monitors: 262_144,
             peers: 10_000,
             handshakes: 256,
+            handshakes_per_address: 64,
             stream_window_bytes: 512 << 10,
             datagram_bytes: 128 << 10,
         }
+    }
+}
+
+/// What a monitor costs on the side that is watched, in bytes: its entries in two tables, and a task.
+const MONITOR_BYTES: usize = 1 << 10;
+
+/// What a stream costs beside its data, in bytes: its task and QUIC's state.
+const STREAM_BYTES: usize = 16 << 10;
+
+impl Limits {
+    /// The most memory that one peer can make this node hold, in bytes, whatever it sends and whatever it does not read:
+    /// what arrived and is not taken, requests and replies, tells that wait, what is told to it, monitors. A node whose
+    /// certificate is not of the cluster holds nothing but a place among the `handshakes`.
+    ///
+    /// Not in it: what handlers keep themselves, and one message up to 16 KiB for each path that is served here.
+    pub fn peer_bytes_max(&self) -> usize {
+        // What it sent and we do not read, what we sent and it does not acknowledge.
+        let windows = self.unread_bytes().saturating_add(self.unacknowledged_bytes());
+        let lanes = 2 * self.frame_bytes + self.outbox_bytes * (1 + URGENT_FACTOR);
+        let streams = self.bidi_streams() as usize * STREAM_BYTES;
+        let monitors = self.monitors * MONITOR_BYTES;
+        [
+            windows,
+            self.ask_bytes,
+            self.reply_bytes,
+            self.inboxes_bytes,
+            lanes,
+            streams,
+            monitors,
+            2 * self.datagram_bytes,
+        ]
+        .into_iter()
+        .fold(0, usize::saturating_add)
+    }
+
+    /// The streams a peer may have open: the hello's, one for each ask and each body, and a few that are just closing.
+    pub(crate) fn bidi_streams(&self) -> u32 {
+        const STREAMS_CLOSING: u32 = 64;
+        self.asks_in_flight.saturating_add(self.streams_open).saturating_add(STREAMS_CLOSING)
+    }
+
+    /// Bytes that a peer may have sent on all its streams and nobody here has taken: what the streams add up to. With less,
+    /// requests that wait for others to be handled, or bodies that nobody reads, could take up what those others need to
+    /// come to their end, and what an exit needs to be told.
+    pub(crate) fn unread_bytes(&self) -> usize {
+        (self.bidi_streams() as usize + 1).saturating_mul(self.stream_window_bytes as usize)
+    }
+
+    /// Bytes that a peer may leave unacknowledged; further ones wait to be sent. Room for every body and both lanes, and for
+    /// as many replies as may be waiting.
+    pub(crate) fn unacknowledged_bytes(&self) -> usize {
+        (self.streams_open as usize)
+            .saturating_add(2)
+            .saturating_mul(self.stream_window_bytes as usize)
+            .saturating_add(self.reply_bytes)
     }
 }
 
@@ -164,12 +241,17 @@ pub struct Timings {
     pub backoff_initial_ms: u64,
     /// Longest pause between dials.
     pub backoff_max_ms: u64,
+    /// A request must be complete this long after its stream was opened.
+    pub request_read_ms: u64,
     /// `open_stream` gives up after this.
     pub open_stream_ms: u64,
     /// How long a full inbox holds up its lane before it starts to drop.
     pub inbox_wait_ms: u64,
     /// `close` waits this long for what was already told to be written out.
     pub close_flush_ms: u64,
+    /// Certificates, the peers' and our own, are held against the wall clock this often: one that has expired costs its
+    /// connection at most so much later.
+    pub certificate_check_ms: u64,
 }
 
 impl Default for Timings {
@@ -180,9 +262,22 @@ impl Default for Timings {
             connect_timeout_ms: 2_000,
             backoff_initial_ms: 50,
             backoff_max_ms: 2_000,
+            request_read_ms: 30_000,
             open_stream_ms: 10_000,
             inbox_wait_ms: 1_000,
             close_flush_ms: 500,
+            certificate_check_ms: 5_000,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_limits_of_one_peer_add_up_to_what_the_readme_says() {
+        let mib = Limits::default().peer_bytes_max() >> 20;
+        assert!((955..970).contains(&mib), "{mib} MiB");
     }
 }

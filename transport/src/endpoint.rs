@@ -20,23 +20,25 @@ use quinn::{Connection, ConnectionError, Endpoint, Incoming, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     runtime::Handle,
-    sync::{Semaphore, broadcast},
+    sync::broadcast,
     time::{Instant, timeout},
 };
 
 use crate::{
     backoff::Backoff,
     config::{Limits, Timings},
+    credentials::Credentials,
     event::{LossReason, NodeName, Peer, PeerEvent, Refusal},
     fault::FaultTable,
     frame::{Ask, Frame, FrameError, Kind, MAX_HELLO_BYTES, PROTOCOL_VERSION, Reply, encode, status},
+    handshakes::{Admission, Handshakes, Place},
     hello::{Hello, Me, Origin, Verdict, Welcome},
-    inbox::Inboxes,
+    inbox::{Bounds, Inboxes},
     link::{self, CloseCode, Link, ReadFrameError, read_frame},
     peer::{PeerSlot, SlotState, Trouble},
     random::Random,
     registry::{Call, Failure, Outcome, Registry},
-    tls::{Tls, node_of, server_name},
+    tls::{Side, Tls, node_of, server_name},
     watch,
 };
 
@@ -45,6 +47,9 @@ const BACKOFF_RESET_MS: u128 = 1_000;
 
 /// Refusals logged in one second; more are only counted.
 const REFUSALS_LOGGED_PER_SECOND: u32 = 20;
+
+/// Bytes that a dialer may send before its handshake is taken up; more is dropped.
+const INCOMING_BYTES: u64 = 16 << 10;
 
 /// QUIC's range of TLS alerts (RFC 9001, section 4.8).
 const TLS_ALERTS: std::ops::RangeInclusive<u64> = 0x100..=0x1ff;
@@ -67,7 +72,7 @@ pub(crate) struct Node {
     pub(crate) driver: Handle,
     pub(crate) handlers: Handle,
     pub(crate) endpoint: Endpoint,
-    pub(crate) tls: Mutex<Arc<Tls>>,
+    pub(crate) credentials: Credentials,
     pub(crate) quic: Arc<quinn::TransportConfig>,
     pub(crate) faults: Arc<FaultTable>,
     pub(crate) random: Arc<Random>,
@@ -79,7 +84,7 @@ pub(crate) struct Node {
     peers: RwLock<HashMap<NodeName, Arc<PeerSlot>>>,
     /// Changes when a peer becomes known, for those who wait for one.
     pub(crate) peers_known: watch::Sender<()>,
-    handshakes: Semaphore,
+    handshakes: Handshakes,
     next_dial: AtomicU64,
     refusals_logged: Mutex<(Instant, u32)>,
 }
@@ -98,7 +103,7 @@ pub(crate) struct Parts {
     pub(crate) driver: Handle,
     pub(crate) handlers: Handle,
     pub(crate) endpoint: Endpoint,
-    pub(crate) tls: Arc<Tls>,
+    pub(crate) credentials: Credentials,
     pub(crate) quic: Arc<quinn::TransportConfig>,
     pub(crate) faults: Arc<FaultTable>,
     pub(crate) random: Arc<Random>,
@@ -113,7 +118,7 @@ impl Node {
             driver: parts.driver,
             handlers: parts.handlers,
             endpoint: parts.endpoint,
-            tls: Mutex::new(parts.tls),
+            credentials: parts.credentials,
             quic: parts.quic,
             faults: parts.faults,
             random: parts.random,
@@ -123,7 +128,7 @@ impl Node {
             own_inboxes: inboxes,
             peers: RwLock::default(),
             peers_known: watch::Sender::new(()),
-            handshakes: Semaphore::new(parts.limits.handshakes),
+            handshakes: Handshakes::new(parts.limits.handshakes, parts.limits.handshakes_per_address),
             next_dial: AtomicU64::new(1),
             refusals_logged: Mutex::new((Instant::now(), 0)),
             limits: parts.limits,
@@ -250,9 +255,14 @@ impl Node {
     }
 
     fn client_config(&self) -> quinn::ClientConfig {
-        let mut config = quinn::ClientConfig::new(self.tls.lock().client.clone());
+        let mut config = quinn::ClientConfig::new(self.credentials.tls().client.clone());
         config.transport_config(self.quic.clone());
         config
+    }
+
+    /// Whether a connection may be with the node of this slot; asked under its lock before the link is put in place.
+    fn admit(&self, slot: &PeerSlot, conn: &Connection, side: Side) -> Result<(), Refusal> {
+        self.credentials.admit(&self.me.cluster, &slot.name, &presented(conn), side)
     }
 
     pub(crate) fn server_config(&self, tls: &Tls) -> quinn::ServerConfig {
@@ -264,6 +274,7 @@ pub(crate) fn server_config(tls: &Tls, quic: &Arc<quinn::TransportConfig>, limit
     let mut config = quinn::ServerConfig::with_crypto(tls.server.clone());
     config.transport_config(quic.clone());
     config.max_incoming(limits.handshakes);
+    config.incoming_buffer_size(INCOMING_BYTES).incoming_buffer_size_total(INCOMING_BYTES * limits.handshakes as u64);
     // A peer's address is how faults find it; a peer that moves dials anew.
     config.migration(false);
     config
@@ -272,8 +283,11 @@ pub(crate) fn server_config(tls: &Tls, quic: &Arc<quinn::TransportConfig>, limit
 fn inboxes(handlers: &Handle, limits: &Limits, timings: &Timings) -> Arc<Inboxes> {
     Arc::new(Inboxes::new(
         handlers.clone(),
-        limits.inbox_messages,
-        limits.inbox_bytes,
+        Bounds {
+            messages_max: limits.inbox_messages,
+            bytes_max: limits.inbox_bytes,
+            total_bytes_max: limits.inboxes_bytes,
+        },
         Duration::from_millis(timings.inbox_wait_ms),
     ))
 }
@@ -303,7 +317,7 @@ pub(crate) fn encode_datagram(path: &str, body: &[u8]) -> Option<Bytes> {
     Some(datagram.into())
 }
 
-fn parse_datagram(datagram: &Bytes) -> Option<(&str, Bytes)> {
+pub(crate) fn parse_datagram(datagram: &Bytes) -> Option<(&str, Bytes)> {
     let (head, rest) = datagram.split_first_chunk::<3>()?;
     let [PROTOCOL_VERSION, high, low] = *head else {
         return None;
@@ -316,31 +330,32 @@ fn parse_datagram(datagram: &Bytes) -> Option<(&str, Bytes)> {
 /// Takes connections until the endpoint is closed.
 pub(crate) async fn accept_loop(node: Arc<Node>) {
     while let Some(incoming) = node.endpoint.accept().await {
-        let free = node.handshakes.available_permits();
-        if free == 0 || !node.is_running() {
-            incoming.refuse();
-        } else if free < node.limits.handshakes / 2 && !incoming.remote_address_validated() {
-            // Under load the dialer first shows that it is where it says (RFC 9000, section 8.1).
-            let _ = incoming.retry();
-        } else {
-            node.driver.spawn(accept(node.clone(), incoming));
+        let from = incoming.remote_address().ip();
+        match node.handshakes.judge(from, incoming.remote_address_validated()) {
+            Admission::Take if node.is_running() => {
+                let place = node.handshakes.take(from);
+                node.driver.spawn(accept(node.clone(), incoming, place));
+            }
+            Admission::Prove if node.is_running() => {
+                // Fails only for an address that is proven.
+                let _ = incoming.retry();
+            }
+            _ => incoming.refuse(),
         }
     }
 }
 
-async fn accept(node: Arc<Node>, incoming: Incoming) {
-    let Ok(_permit) = node.handshakes.try_acquire() else {
-        return incoming.refuse();
-    };
+async fn accept(node: Arc<Node>, incoming: Incoming, _place: Place) {
     let addr = incoming.remote_address();
+    let identity = node.credentials.identity_number();
     let within = Duration::from_millis(node.timings.connect_timeout_ms);
     let accepted = timeout(within, async {
         let conn = match incoming.accept() {
             Ok(connecting) => connecting.await,
             Err(error) => Err(error),
         };
-        let conn = conn.map_err(|error| tls_refusal(&error))?;
-        welcome(&node, &conn)
+        let conn = conn.map_err(|error| tls_refusal(&error).or_else(|| refusal_by_peer(&error)))?;
+        welcome(&node, &conn, identity)
             .await
             .map_err(|(name, refusal)| refusal.map(|refusal| (conn, name, refusal)))
             .map_err(Failed::After)
@@ -369,7 +384,7 @@ impl From<Option<Refusal>> for Failed {
 }
 
 /// The acceptor's half of the hello; the link runs when this returns.
-async fn welcome(node: &Arc<Node>, conn: &Connection) -> Result<(), (Option<String>, Option<Refusal>)> {
+async fn welcome(node: &Arc<Node>, conn: &Connection, identity: u64) -> Result<(), (Option<String>, Option<Refusal>)> {
     let name = certified_name(conn, &node.me.cluster).map_err(|r| (None, Some(r)))?;
     let named = |refusal| (Some(name.clone()), refusal);
     if node.faults.cuts(&name) {
@@ -377,7 +392,8 @@ async fn welcome(node: &Arc<Node>, conn: &Connection) -> Result<(), (Option<Stri
         conn.close(VarInt::from_u32(CloseCode::Refused as u32), b"");
         return Err(named(None));
     }
-    let (send, mut recv) = conn.accept_bi().await.map_err(|_| named(None))?;
+    // A dialer that has found something wrong with us says so in place of its hello.
+    let (send, mut recv) = conn.accept_bi().await.map_err(|error| named(refusal_by_peer(&error)))?;
     let hello: Hello = read_hello(&mut recv, Kind::Hello).await.map_err(&named)?;
     if name == *node.me.node {
         let refusal = Refusal::Name { expected: format!("another node than {name}"), claimed: name.clone() };
@@ -391,11 +407,13 @@ async fn welcome(node: &Arc<Node>, conn: &Connection) -> Result<(), (Option<Stri
         }
         match node.me.judge_hello(&name, &hello, slot.view(&state)) {
             Verdict::Accept(welcome) => {
+                node.admit(&slot, conn, Side::Dialer).map_err(|refusal| named(Some(refusal)))?;
                 let link =
                     new_link(node, &slot, hello.incarnation, Origin { dialed_by_us: false, dial: hello.dial }, conn);
                 // The first frame that goes out on this connection, before anything that is told to it.
                 let frame = encode(Kind::Welcome, &welcome, MAX_HELLO_BYTES).map_err(|_| named(None))?;
                 let _ = link.control.push_unbounded(&frame);
+                show_newer_identity(node, &link, identity);
                 slot.install(&mut state, link.clone(), &node.registry, &node.events);
                 link
             }
@@ -417,14 +435,26 @@ fn new_link(node: &Node, slot: &PeerSlot, incarnation: u64, origin: Origin, conn
     node.faults.see(&slot.name, conn.remote_address());
     let peer = Peer { node: slot.name.clone(), incarnation };
     tracing::info!(node = %slot.name, incarnation, "connected to {}", slot.name);
-    Arc::new(Link::new(peer, origin, conn.clone(), &node.limits))
+    Arc::new(Link::new(peer, origin, conn.clone(), &node.limits, node.credentials.now_secs()))
+}
+
+/// The peer of a handshake that began with an identity which is not ours any more learns the new one.
+fn show_newer_identity(node: &Node, link: &Link, began_with: u64) {
+    if node.credentials.identity_number() != began_with {
+        link.show_identity(&node.credentials.tls().identity);
+    }
+}
+
+/// The certificates that the other side has presented in the handshake, leaf first.
+pub(crate) fn presented(conn: &Connection) -> Vec<CertificateDer<'static>> {
+    conn.peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .map(|chain| *chain)
+        .unwrap_or_default()
 }
 
 fn certified_name(conn: &Connection, cluster: &str) -> Result<String, Refusal> {
-    let chain = conn
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-        .unwrap_or_default();
+    let chain = presented(conn);
     let leaf = chain.first().ok_or_else(|| Refusal::Tls("no certificate presented".into()))?;
     node_of(leaf, cluster)
 }
@@ -533,6 +563,7 @@ enum DialFailure {
 
 /// One dial, from the first packet to the link.
 async fn dial(node: &Arc<Node>, slot: &Arc<PeerSlot>, addr: SocketAddr) -> Result<(), DialFailure> {
+    node.credentials.check_name(&slot.name).map_err(DialFailure::Refused)?;
     let dial = node.next_dial.fetch_add(1, Ordering::Relaxed);
     let within = Duration::from_millis(node.timings.connect_timeout_ms);
     let dialed = timeout(within, say_hello(node, slot, addr, dial)).await;
@@ -546,11 +577,14 @@ async fn dial(node: &Arc<Node>, slot: &Arc<PeerSlot>, addr: SocketAddr) -> Resul
 /// The dialer's half of the hello.
 async fn say_hello(node: &Arc<Node>, slot: &Arc<PeerSlot>, addr: SocketAddr, dial: u64) -> Result<(), DialFailure> {
     let name = server_name(&node.me.cluster, &slot.name);
+    let identity = node.credentials.identity_number();
     let connecting = node
         .endpoint
         .connect_with(node.client_config(), addr, &name)
         .map_err(|e| DialFailure::Unreachable(e.to_string()))?;
     let conn = connecting.await.map_err(|e| dial_failure(&e))?;
+    // Before the hello, so that a peer that is not let in is never up on its side.
+    admit_acceptor(node, slot, &conn)?;
     let lost = |conn: &Connection| match conn.close_reason() {
         Some(error) => dial_failure(&error),
         None => DialFailure::Unreachable("the hello's stream was broken off".into()),
@@ -583,12 +617,29 @@ async fn say_hello(node: &Arc<Node>, slot: &Arc<PeerSlot>, addr: SocketAddr, dia
             conn.close(VarInt::from_u32(CloseCode::Refused as u32), refusal.to_string().as_bytes());
             return Err(DialFailure::Refused(refusal));
         }
+        admit_acceptor(node, slot, &conn)?;
         let link = new_link(node, slot, welcome.incarnation, Origin { dialed_by_us: true, dial }, &conn);
+        show_newer_identity(node, &link, identity);
         slot.install(&mut state, link.clone(), &node.registry, &node.events);
         link
     };
     node.driver.spawn(link::run(node.clone(), slot.clone(), link, send, recv));
     Ok(())
+}
+
+fn admit_acceptor(node: &Node, slot: &PeerSlot, conn: &Connection) -> Result<(), DialFailure> {
+    node.admit(slot, conn, Side::Acceptor).map_err(|refusal| {
+        conn.close(VarInt::from_u32(CloseCode::Refused as u32), refusal.to_string().as_bytes());
+        DialFailure::Refused(refusal)
+    })
+}
+
+/// What the other side has against us, if that is why the connection is closed.
+fn refusal_by_peer(error: &ConnectionError) -> Option<Refusal> {
+    match dial_failure(error) {
+        DialFailure::Refused(refusal @ Refusal::ByPeer(_)) => Some(refusal),
+        _ => None,
+    }
 }
 
 fn dial_failure(error: &ConnectionError) -> DialFailure {

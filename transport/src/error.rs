@@ -39,6 +39,38 @@ pub enum StartError {
     Thread(#[source] io::Error),
 }
 
+/// Why another certificate, key or set of roots was not taken. What was in use stays in use.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum IdentityError {
+    /// The certificate is for another name: peers would refuse it.
+    #[error("the certificate is not for node {expected}: {presented}")]
+    Name {
+        /// This node.
+        expected: String,
+        /// Whom it is for.
+        presented: String,
+    },
+    /// The certificate leads to none of the roots, has expired, or lacks a key usage: peers would refuse it. When the CA
+    /// changes, first every node trusts both, then every node gets its new certificate, then the old CA is dropped.
+    #[error("peers with the same roots would not trust this node's certificate: {reason}")]
+    Untrusted {
+        /// What TLS says.
+        reason: String,
+    },
+    /// It cannot be read, or the key does not fit the certificate.
+    #[error("{reason}")]
+    Unusable {
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl From<IdentityError> for StartError {
+    fn from(error: IdentityError) -> Self {
+        Self::Identity { reason: error.to_string() }
+    }
+}
+
 /// Why an ask (or `open_stream`) has no answer. Except for `NoProc` and `UnknownMessage` the request may or may not
 /// have been handled.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]

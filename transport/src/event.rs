@@ -68,6 +68,12 @@ pub enum LossReason {
     /// The peer came back with another connection: it restarted, or had lost this one.
     #[error("replaced by a newer connection")]
     Replaced,
+    /// The node, or its certificate, was revoked here.
+    #[error("revoked")]
+    Revoked,
+    /// The peer's certificate counts no more: it has expired, or its CA is trusted no longer.
+    #[error("its certificate is not trusted any more: {0}")]
+    Untrusted(String),
 }
 
 /// Why a connection was refused before it was up.
@@ -103,6 +109,9 @@ pub enum Refusal {
         /// Name that it gave.
         claimed: String,
     },
+    /// The node, or its certificate, is revoked here.
+    #[error("node {0} is revoked")]
+    Revoked(String),
     /// A newer boot of this node has been seen.
     #[error("incarnation {theirs} is stale: {newest} has been seen")]
     StaleIncarnation {
@@ -128,6 +137,33 @@ pub enum Refusal {
         their_min: u8,
         /// Newest they speak.
         their_max: u8,
+    },
+}
+
+/// A change of this node's own certificate, or a need of one. Times are the wall clock's, in seconds since 1970.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum IdentityEvent {
+    /// Another certificate is in use.
+    Changed {
+        /// The last second in which it counts.
+        expires_secs: u64,
+    },
+    /// About two thirds of the certificate's life are over: give it another one now
+    /// ([`Transport::renew_with`](crate::Transport::renew_with) does so by itself).
+    Due {
+        /// The last second in which it counts.
+        expires_secs: u64,
+    },
+    /// The certificate has expired. Peers refuse this node, and close the connections that they have with it.
+    Expired,
+    /// The hook of `renew_with` gave no usable identity; it is asked again.
+    RenewalFailed {
+        /// Why.
+        reason: String,
+        /// When it is asked again.
+        retry_in_secs: u64,
+        /// The last second in which the certificate in use counts.
+        expires_secs: u64,
     },
 }
 

@@ -20,6 +20,9 @@ pub const MAX_FRAME_BYTES: usize = 4 << 20;
 /// A hello is small; before it nobody is trusted with more.
 pub(crate) const MAX_HELLO_BYTES: usize = 4 << 10;
 
+/// A payload up to this is copied out of the receive buffer; a larger one is gathered in memory of its own.
+const LARGE_FRAME_BYTES: usize = 32 << 10;
+
 /// Length, version and kind.
 pub(crate) const HEADER_BYTES: usize = 6;
 
@@ -39,6 +42,7 @@ pub(crate) enum Kind {
     Ask = 7,
     Reply = 8,
     Open = 9,
+    Identity = 10,
 }
 
 impl Kind {
@@ -53,6 +57,7 @@ impl Kind {
             7 => Self::Ask,
             8 => Self::Reply,
             9 => Self::Open,
+            10 => Self::Identity,
             _ => return None,
         })
     }
@@ -129,6 +134,8 @@ pub(crate) enum FrameError {
     Unexpected(Kind),
     #[error("{kind:?} frame cannot be read: {reason}")]
     Payload { kind: Kind, reason: String },
+    #[error("the certificate shown on the open connection is not to be believed: {0}")]
+    Identity(String),
     #[error("stream ended inside a frame")]
     Truncated,
 }
@@ -164,7 +171,7 @@ impl Header {
     }
 }
 
-/// One frame; the payload shares the receive buffer.
+/// One frame; the payload owns its bytes and no others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Frame {
     pub(crate) kind: Kind,
@@ -192,40 +199,90 @@ pub(crate) fn encode<T: Serialize>(kind: Kind, payload: &T, limit: usize) -> Res
     }
 }
 
-/// Cuts a lane's bytes into frames, whatever pieces they arrive in.
+/// Cuts a lane's bytes into frames, whatever pieces they arrive in. Each payload owns exactly its own bytes: a small
+/// message that waits for a slow handler must not hold the megabytes that came along with it.
 #[derive(Debug)]
 pub(crate) struct Decoder {
+    /// What is cut into small frames; used again and again.
     buffer: BytesMut,
+    /// The large frame that is arriving; until it is whole the buffer is empty.
+    large: Option<Large>,
     limit: usize,
+}
+
+/// A frame over `LARGE_FRAME_BYTES`, gathered in memory of its own.
+#[derive(Debug)]
+struct Large {
+    header: Header,
+    payload: Vec<u8>,
 }
 
 impl Decoder {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { buffer: BytesMut::new(), limit }
+        Self { buffer: BytesMut::new(), large: None, limit }
     }
 
     /// Holds at most one frame and the piece that was just pushed, if `next` is called until it gives nothing.
     pub(crate) fn push(&mut self, piece: &[u8]) {
-        self.buffer.extend_from_slice(piece);
+        let rest = match &mut self.large {
+            Some(large) => large.take(piece),
+            None => piece,
+        };
+        self.buffer.extend_from_slice(rest);
     }
 
     /// The next whole frame; `None` until more bytes come.
     pub(crate) fn next(&mut self) -> Result<Option<Frame>, FrameError> {
-        let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() else {
-            return Ok(None);
-        };
-        let header = Header::parse(*header, self.limit)?;
-        if self.buffer.len() < HEADER_BYTES + header.payload_bytes {
-            return Ok(None);
+        if self.large.is_none() {
+            let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() else {
+                return Ok(None);
+            };
+            let header = Header::parse(*header, self.limit)?;
+            if header.payload_bytes <= LARGE_FRAME_BYTES {
+                if self.buffer.len() < HEADER_BYTES + header.payload_bytes {
+                    return Ok(None);
+                }
+                self.buffer.advance(HEADER_BYTES);
+                let payload = Bytes::copy_from_slice(&self.buffer[..header.payload_bytes]);
+                self.buffer.advance(header.payload_bytes);
+                return Ok(Some(Frame { kind: header.kind, payload }));
+            }
+            self.buffer.advance(HEADER_BYTES);
+            let mut large = Large { header, payload: Vec::new() };
+            let taken = self.buffer.len() - large.take(&self.buffer).len();
+            self.buffer.advance(taken);
+            self.large = Some(large);
         }
-        self.buffer.advance(HEADER_BYTES);
-        let payload = self.buffer.split_to(header.payload_bytes).freeze();
-        Ok(Some(Frame { kind: header.kind, payload }))
+        match self.large.take_if(|large| large.missing() == 0) {
+            Some(Large { header, payload }) => {
+                Ok(Some(Frame { kind: header.kind, payload: payload.into_boxed_slice().into() }))
+            }
+            None => Ok(None),
+        }
     }
 
     /// Whether the bytes so far end on a frame's end.
     pub(crate) fn is_at_boundary(&self) -> bool {
-        self.buffer.is_empty()
+        self.buffer.is_empty() && self.large.is_none()
+    }
+
+    /// Bytes that are held for frames to come.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.buffer.len() + self.large.as_ref().map_or(0, |large| large.payload.len())
+    }
+}
+
+impl Large {
+    fn missing(&self) -> usize {
+        self.header.payload_bytes - self.payload.len()
+    }
+
+    /// Takes what belongs to the frame and gives the rest. Memory grows with what has arrived, not with what was announced.
+    fn take<'a>(&mut self, piece: &'a [u8]) -> &'a [u8] {
+        let (own, rest) = piece.split_at(piece.len().min(self.missing()));
+        self.payload.extend_from_slice(own);
+        rest
     }
 }
 

@@ -55,6 +55,24 @@ fn a_message_over_the_limit_is_not_encoded() {
     assert!(matches!(encode(Kind::Tell, &tell, LIMIT), Err(EncodeError::TooLarge { limit: LIMIT, .. })));
 }
 
+#[test]
+fn a_large_frame_among_small_ones_comes_out_whole_however_it_is_cut() {
+    let bodies = [vec![1; 10], vec![2; LARGE_FRAME_BYTES + 1_000], vec![3; 20], vec![4; LARGE_FRAME_BYTES], vec![]];
+    let bytes: Vec<u8> = bodies.iter().flat_map(|b| tell("a/b", b)).collect();
+    for cut in [1, 7, 1_000, 32 << 10, bytes.len()] {
+        let mut decoder = Decoder::new(LIMIT);
+        let mut got = vec![];
+        for piece in bytes.chunks(cut) {
+            decoder.push(piece);
+            while let Some(frame) = decoder.next().expect("valid") {
+                got.push(frame.read::<Tell<'_>>().expect("readable").body.to_vec());
+            }
+        }
+        assert_eq!(got, bodies);
+        assert!(decoder.is_at_boundary());
+    }
+}
+
 proptest! {
     #[test]
     fn the_decoder_never_panics_on_arbitrary_bytes(pieces in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..64), 0..64)) {
@@ -68,12 +86,12 @@ proptest! {
                     Err(_) => break 'stream,
                 }
             }
-            prop_assert!(decoder.buffer.len() <= LIMIT + HEADER_BYTES + 64);
+            prop_assert!(decoder.held_bytes() <= LIMIT + HEADER_BYTES + 64);
         }
     }
 
     #[test]
-    fn payloads_never_panic_on_arbitrary_bytes(payload in prop::collection::vec(any::<u8>(), 0..512), kind in 1u8..10) {
+    fn payloads_never_panic_on_arbitrary_bytes(payload in prop::collection::vec(any::<u8>(), 0..512), kind in 1u8..11) {
         let kind = Kind::parse(kind).expect("known");
         read_as_everything(&Frame { kind, payload: payload.into() });
     }

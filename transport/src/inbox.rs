@@ -23,13 +23,41 @@ pub(crate) enum Lane {
 /// The handling of one message. Made on arrival, started when its turn comes; must not panic.
 pub(crate) type Job = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
 
+/// What keeping a message costs beside its body, in bytes, as far as `total_bytes_max` counts it: the job and its future.
+const MESSAGE_BYTES: usize = 512;
+
+/// A path where nothing waits takes one message up to this, in bytes, even when everything together is full: paths that
+/// take nothing must not starve those that do.
+const SMALL_MESSAGE_BYTES: usize = 16 << 10;
+
 #[derive(Debug)]
 pub(crate) struct Inboxes {
-    queues: Mutex<HashMap<(Lane, Arc<str>), Queue>>,
+    queues: Mutex<Queues>,
     runtime: Handle,
-    messages_max: usize,
-    bytes_max: usize,
+    bounds: Bounds,
     wait: Duration,
+}
+
+/// What one peer's inboxes hold at most.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Messages of one queue.
+    pub(crate) messages_max: usize,
+    /// Bytes of one queue.
+    pub(crate) bytes_max: usize,
+    /// Bytes of all queues together, with `MESSAGE_BYTES` for each message.
+    pub(crate) total_bytes_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct Queues {
+    by_path: HashMap<(Lane, Arc<str>), Queue>,
+    /// Of all queues, with `MESSAGE_BYTES` for each message.
+    bytes: usize,
+    /// Did not come below the bound in time; as `Queue::overrun`.
+    overrun: bool,
+    /// Woken when any queue has given up a message.
+    room: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -62,8 +90,8 @@ enum Attempt {
 }
 
 impl Inboxes {
-    pub(crate) fn new(runtime: Handle, messages_max: usize, bytes_max: usize, wait: Duration) -> Self {
-        Self { queues: Mutex::default(), runtime, messages_max, bytes_max, wait }
+    pub(crate) fn new(runtime: Handle, bounds: Bounds, wait: Duration) -> Self {
+        Self { queues: Mutex::default(), runtime, bounds, wait }
     }
 
     /// Queues a message, waiting for room on the tells lane, never on the control lane.
@@ -87,7 +115,10 @@ impl Inboxes {
                 }
             }
         }
-        if let Some(queue) = self.queues.lock().get_mut(&(lane, Arc::from(path))) {
+        let mut queues = self.queues.lock();
+        if Arc::ptr_eq(&queues.room, &room) {
+            queues.overrun = true;
+        } else if let Some(queue) = queues.by_path.get_mut(&(lane, Arc::from(path))) {
             queue.overrun = true;
         }
         Delivery::OverrunBegins
@@ -101,12 +132,26 @@ impl Inboxes {
     fn attempt(self: &Arc<Self>, lane: Lane, path: &str, bytes: usize, job: Job) -> Attempt {
         let key = (lane, Arc::<str>::from(path));
         let mut queues = self.queues.lock();
-        match queues.get_mut(&key) {
+        let Queues { by_path, bytes: total, overrun, room } = &mut *queues;
+        let queue = by_path.get_mut(&key);
+        if let Some(queue) = &queue {
+            let full = queue.jobs.len() >= self.bounds.messages_max || queue.bytes + bytes > self.bounds.bytes_max;
+            if full && !queue.jobs.is_empty() {
+                return Attempt::Full { job, overrun: queue.overrun, room: queue.room.clone() };
+            }
+        }
+        let cost = bytes + MESSAGE_BYTES;
+        if *total + cost <= self.bounds.total_bytes_max {
+            *overrun = false;
+        } else if *total > 0 {
+            let is_first = queue.as_ref().is_none_or(|queue| queue.jobs.is_empty());
+            if !is_first || bytes > SMALL_MESSAGE_BYTES {
+                return Attempt::Full { job, overrun: *overrun, room: room.clone() };
+            }
+        }
+        *total += cost;
+        match queue {
             Some(queue) => {
-                let full = queue.jobs.len() >= self.messages_max || queue.bytes + bytes > self.bytes_max;
-                if full && !queue.jobs.is_empty() {
-                    return Attempt::Full { job, overrun: queue.overrun, room: queue.room.clone() };
-                }
                 queue.overrun = false;
                 queue.bytes += bytes;
                 queue.jobs.push_back((job, bytes));
@@ -114,7 +159,7 @@ impl Inboxes {
             None => {
                 let mut queue = Queue { bytes, ..Queue::default() };
                 queue.jobs.push_back((job, bytes));
-                queues.insert(key.clone(), queue);
+                by_path.insert(key.clone(), queue);
                 self.runtime.spawn(self.clone().drain(key));
             }
         }
@@ -124,8 +169,7 @@ impl Inboxes {
     /// Handles one queue until it is empty; a queue exists exactly as long as this does.
     async fn drain(self: Arc<Self>, key: (Lane, Arc<str>)) {
         let mut draining = Draining { inboxes: self, key: Some(key) };
-        while let Some((job, room)) = draining.next() {
-            room.notify_one();
+        while let Some(job) = draining.next() {
             job().await;
         }
     }
@@ -139,16 +183,20 @@ struct Draining {
 }
 
 impl Draining {
-    fn next(&mut self) -> Option<(Job, Arc<Notify>)> {
+    fn next(&mut self) -> Option<Job> {
         let mut queues = self.inboxes.queues.lock();
-        let queue = queues.get_mut(self.key.as_ref()?)?;
+        let Queues { by_path, bytes: total, room, .. } = &mut *queues;
+        let queue = by_path.get_mut(self.key.as_ref()?)?;
         match queue.jobs.pop_front() {
             Some((job, bytes)) => {
                 queue.bytes -= bytes;
-                Some((job, queue.room.clone()))
+                *total -= bytes + MESSAGE_BYTES;
+                queue.room.notify_one();
+                room.notify_one();
+                Some(job)
             }
             None => {
-                queues.remove(&self.key.take()?);
+                by_path.remove(&self.key.take()?);
                 None
             }
         }
@@ -158,7 +206,14 @@ impl Draining {
 impl Drop for Draining {
     fn drop(&mut self) {
         if let Some(key) = self.key.take() {
-            let queue = self.inboxes.queues.lock().remove(&key);
+            let queue = {
+                let mut queues = self.inboxes.queues.lock();
+                let queue = queues.by_path.remove(&key);
+                if let Some(queue) = &queue {
+                    queues.bytes -= queue.bytes + queue.jobs.len() * MESSAGE_BYTES;
+                }
+                queue
+            };
             // Outside of the lock, with whatever the jobs own.
             drop(queue);
         }
@@ -172,7 +227,8 @@ mod tests {
     use super::*;
 
     fn inboxes(messages_max: usize, wait_ms: u64) -> Arc<Inboxes> {
-        Arc::new(Inboxes::new(Handle::current(), messages_max, 1_000, Duration::from_millis(wait_ms)))
+        let bounds = Bounds { messages_max, bytes_max: 1_000, total_bytes_max: 100 * MESSAGE_BYTES };
+        Arc::new(Inboxes::new(Handle::current(), bounds, Duration::from_millis(wait_ms)))
     }
 
     fn job(n: u32, gate: &Arc<Semaphore>, done: &mpsc::UnboundedSender<u32>) -> Job {
@@ -250,5 +306,33 @@ mod tests {
         }
         let again = inboxes.deliver(Lane::Tells, "p", &body, job(7, &shut, &done)).await;
         assert_eq!((again, handled.recv().await), (Queued, Some(7)));
+    }
+
+    #[tokio::test]
+    async fn all_paths_together_are_bounded_and_one_where_nothing_waits_still_takes_a_small_message() {
+        let bounds = Bounds { messages_max: 100, bytes_max: 1 << 20, total_bytes_max: 20 << 10 };
+        let inboxes = Arc::new(Inboxes::new(Handle::current(), bounds, Duration::from_millis(20)));
+        let (done, mut handled) = mpsc::unbounded_channel();
+        let (shut, open) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(99)));
+        let body = Bytes::from(vec![0; 2 << 10]);
+        let mut queued = 0;
+        for n in 0..20 {
+            let path = ["p", "q"][n as usize % 2];
+            let delivery = inboxes.deliver(Lane::Tells, path, &body, job(n, &shut, &done)).await;
+            queued += usize::from(delivery == Delivery::Queued);
+        }
+        // Seven wait, and two have been taken from the queues.
+        assert!((7..=10).contains(&queued), "{queued}");
+        let small = inboxes.deliver(Lane::Tells, "idle", &body, job(100, &open, &done)).await;
+        assert_eq!((small, handled.recv().await), (Delivery::Queued, Some(100)));
+        let large = Bytes::from(vec![0; SMALL_MESSAGE_BYTES + 1]);
+        let delivery = inboxes.deliver(Lane::Tells, "idle", &large, job(101, &open, &done)).await;
+        assert_eq!(delivery, Delivery::Dropped);
+        shut.add_permits(100);
+        for _ in 0..queued {
+            handled.recv().await;
+        }
+        let again = inboxes.deliver(Lane::Tells, "idle", &large, job(102, &open, &done)).await;
+        assert_eq!((again, handled.recv().await), (Delivery::Queued, Some(102)));
     }
 }

@@ -19,12 +19,17 @@
 mod ask;
 mod backoff;
 mod config;
+mod credentials;
 mod endpoint;
 mod error;
 mod event;
 mod fault;
 mod fault_socket;
 mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+mod handshakes;
 mod hello;
 mod inbox;
 mod link;
@@ -33,15 +38,19 @@ mod network;
 mod outbox;
 mod peer;
 mod random;
+mod reauth;
 mod registry;
+mod renewal;
+mod standing;
 mod stream;
 mod tls;
 mod transport;
 mod watch;
 
 pub use config::{Identity, Limits, Timings, TransportConfig};
-pub use error::{AskError, SendError, StartError};
-pub use event::{LossReason, NodeName, Peer, PeerEvent, PeerInfo, PeerState, Refusal};
+pub use credentials::{Fingerprint, NoFingerprint, Revoked};
+pub use error::{AskError, IdentityError, SendError, StartError};
+pub use event::{IdentityEvent, LossReason, NodeName, Peer, PeerEvent, PeerInfo, PeerState, Refusal};
 pub use fault::{Direction, Faults, Target};
 pub use frame::{MAX_FRAME_BYTES, PROTOCOL_VERSION};
 pub use monitor::{Down, Monitor};
@@ -51,5 +60,7 @@ pub use tls::{ALPN, server_name};
 pub use transport::{Remote, Transport};
 
 pub use phalanx_actors::Exit;
+/// What `TransportConfig::clock` has to be.
+pub use rustls::time_provider::TimeProvider;
 // What a `Network` has to produce.
 pub use quinn::{AsyncUdpSocket, UdpPoller, udp};

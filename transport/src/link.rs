@@ -21,7 +21,7 @@ use tokio::{
 
 use crate::{
     config::Limits,
-    endpoint::Node,
+    endpoint::{Node, presented},
     event::{LossReason, Peer},
     frame::{
         Ask, Decoder, Frame, FrameError, HEADER_BYTES, Header, Kind, MonitorPath, Open, Reply, Tell, encode, status,
@@ -29,9 +29,10 @@ use crate::{
     hello::Origin,
     inbox::{Delivery, Job, Lane},
     monitor::Watcher,
-    outbox::Outbox,
+    outbox::{Outbox, PushError},
     peer::{Counters, PeerSlot},
     registry::{Call, Failure},
+    standing::Standing,
     stream::{self, Resetting},
 };
 
@@ -46,11 +47,12 @@ const READ_CHUNK_BYTES: usize = 32 << 10;
 /// How long the lanes of a closed connection are read on, for what had arrived before the close.
 const DRAIN_MS: u64 = 100;
 
-/// A request must be complete this long after its stream was opened.
-const REQUEST_READ_MS: u64 = 30_000;
-
 /// Granularity of the request byte budget.
 const BUDGET_UNIT_BYTES: usize = 1 << 10;
+
+/// Most units that a budget has.
+const MAX_UNITS: usize =
+    if Semaphore::MAX_PERMITS < u32::MAX as usize { Semaphore::MAX_PERMITS } else { u32::MAX as usize };
 
 /// Application error codes of a closed connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +86,10 @@ pub(crate) struct Link {
     /// One permit from each lane's writer when all that it was given has been acknowledged.
     pub(crate) written: Semaphore,
     ask_budget: Arc<Semaphore>,
+    /// Bytes of replies to the peer.
+    reply_budget: Arc<Semaphore>,
+    /// Bytes of replies of the peer.
+    answer_budget: Arc<Semaphore>,
     monitors: Mutex<Monitors>,
     monitors_max: usize,
     next_monitor: AtomicU64,
@@ -93,7 +99,9 @@ pub(crate) struct Link {
     readers: Mutex<Option<Vec<AbortHandle>>>,
     /// Why we closed it.
     cause: Mutex<Option<LossReason>>,
-    frame_bytes: usize,
+    /// What the peer has proven to be.
+    pub(crate) standing: Standing,
+    pub(crate) frame_bytes: usize,
 }
 
 impl std::fmt::Debug for Link {
@@ -103,8 +111,9 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
-    pub(crate) fn new(peer: Peer, origin: Origin, conn: Connection, limits: &Limits) -> Self {
-        let budget_units = (limits.ask_bytes / BUDGET_UNIT_BYTES).clamp(1, Semaphore::MAX_PERMITS);
+    pub(crate) fn new(peer: Peer, origin: Origin, conn: Connection, limits: &Limits, now_secs: u64) -> Self {
+        let standing = Standing::new(presented(&conn), now_secs);
+        let budget = |bytes: usize| Arc::new(Semaphore::new((bytes / BUDGET_UNIT_BYTES).clamp(1, MAX_UNITS)));
         Self {
             peer,
             origin,
@@ -114,13 +123,16 @@ impl Link {
             asks: Semaphore::new(limits.asks_in_flight as usize),
             streams: Arc::new(Semaphore::new(limits.streams_open as usize)),
             written: Semaphore::new(0),
-            ask_budget: Arc::new(Semaphore::new(budget_units)),
+            ask_budget: budget(limits.ask_bytes),
+            reply_budget: budget(limits.reply_bytes),
+            answer_budget: budget(limits.reply_bytes),
             monitors: Mutex::new(Some(HashMap::new())),
             monitors_max: limits.monitors,
             next_monitor: AtomicU64::new(0),
             watched: Mutex::default(),
             readers: Mutex::new(Some(vec![])),
             cause: Mutex::default(),
+            standing,
             frame_bytes: limits.frame_bytes,
         }
     }
@@ -170,8 +182,12 @@ impl Link {
             // Only a reason with a text of megabytes does not fit.
             encode(Kind::Down, &(id, Exit::Error("exit reason too long to send".into())), self.frame_bytes)
         });
-        if let Ok(frame) = frame {
-            let _ = self.control.push_unbounded(&frame);
+        if let Ok(frame) = frame
+            && self.control.push_unbounded(&frame) == Err(PushError::Full)
+        {
+            // A Down that is not told would be a promise broken; the end of the connection is one that is kept.
+            let text = "reads nothing of what it watches";
+            self.close(CloseCode::Protocol, LossReason::Protocol(text.into()), text);
         }
     }
 
@@ -320,6 +336,7 @@ async fn read_lane(c: Context, lane: Lane, mut stream: quinn::RecvStream) {
         }
         loop {
             match decoder.next() {
+                Ok(Some(_)) if c.link.is_cast_out() => return,
                 Ok(Some(frame)) => {
                     if let Err(error) = take_frame(&c, lane, &frame).await {
                         return c.link.violation(&error);
@@ -344,6 +361,7 @@ async fn take_frame(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameE
             }
             Ok(())
         }
+        (Kind::Identity, Lane::Control) => c.link.take_identity(&c.node, &c.slot, &frame.read()?),
         (Kind::Down, Lane::Control) => {
             let (id, reason): (u64, Exit) = frame.read()?;
             let sender = c.link.monitors.lock().as_mut().and_then(|m| m.remove(&id));
@@ -360,7 +378,7 @@ async fn take_tell(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameEr
     let tell: Tell<'_> = frame.read()?;
     Counters::add(&c.slot.counters.received);
     let body = frame.payload.slice_ref(tell.body);
-    let job = match tell_job(&c.node, &c.link.peer, &tell, body.clone()) {
+    let job = match tell_job(&c.node, &c.link.peer, Some(&c.link), &tell, body.clone()) {
         Ok(job) => job,
         Err(_) => {
             Counters::add(&c.slot.counters.dropped);
@@ -380,13 +398,19 @@ async fn take_tell(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameEr
 }
 
 /// The handling of one tell, as a job for an inbox.
-pub(crate) fn tell_job(node: &Arc<Node>, peer: &Peer, tell: &Tell<'_>, body: Bytes) -> Result<Job, Failure> {
+pub(crate) fn tell_job(
+    node: &Arc<Node>,
+    peer: &Peer,
+    link: Option<&Arc<Link>>,
+    tell: &Tell<'_>,
+    body: Bytes,
+) -> Result<Job, Failure> {
     let handler = node.registry.message(tell.path, tell.name, tell.version)?;
-    let (node, peer) = (node.clone(), peer.clone());
+    let (node, peer, link) = (node.clone(), peer.clone(), link.cloned());
     let (path, name): (Box<str>, Box<str>) = (tell.path.into(), tell.name.into());
     Ok(Box::new(move || {
         Box::pin(async move {
-            if node.is_dead() {
+            if node.is_dead() || link.is_some_and(|link| link.is_cast_out()) {
                 return;
             }
             let from = peer.node.clone();
@@ -436,9 +460,11 @@ async fn accept_streams(c: Context) {
 }
 
 async fn serve_stream(c: Context, send: quinn::SendStream, mut recv: quinn::RecvStream) {
-    let request = tokio::time::timeout(Duration::from_millis(REQUEST_READ_MS), read_request(&c, &mut recv));
+    let request =
+        tokio::time::timeout(Duration::from_millis(c.node.timings.request_read_ms), read_request(&c, &mut recv));
     let send = Resetting::new(send);
     match request.await {
+        Ok(Ok(_)) if c.link.is_cast_out() => drop(send),
         Ok(Ok((frame, budget))) => {
             let served = match frame.kind {
                 Kind::Ask => serve_ask(&c, &frame, send).await,
@@ -463,13 +489,17 @@ async fn read_request(
     if !matches!(header.kind, Kind::Ask | Kind::Open) {
         return Err(FrameError::Unexpected(header.kind).into());
     }
-    let most = c.node.limits.ask_bytes / BUDGET_UNIT_BYTES;
-    let units = header.payload_bytes.div_ceil(BUDGET_UNIT_BYTES).clamp(1, most.max(1));
-    let units = u32::try_from(units).unwrap_or(u32::MAX);
+    let units = units(header.payload_bytes, c.node.limits.ask_bytes);
     let budget = c.link.ask_budget.clone().acquire_many_owned(units).await;
     let payload = read_payload(recv, header.payload_bytes).await?;
     let frame = Frame { kind: header.kind, payload };
     Ok((frame, budget.ok()))
+}
+
+/// What so many bytes take of a budget; never more than all of it.
+fn units(bytes: usize, budget_bytes: usize) -> u32 {
+    let most = (budget_bytes / BUDGET_UNIT_BYTES).clamp(1, MAX_UNITS);
+    u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES).clamp(1, most)).unwrap_or(u32::MAX)
 }
 
 async fn serve_ask(c: &Context, frame: &Frame, mut send: Resetting) -> Result<(), FrameError> {
@@ -489,7 +519,18 @@ async fn serve_ask(c: &Context, frame: &Frame, mut send: Resetting) -> Result<()
         // The asker is gone, with its node or without: nobody wants the answer, so the handler's future is dropped.
         _ = given_up => return Ok(()),
     };
-    let reply = c.node.encode_reply(status, &body);
+    let limit = c.node.limits.reply_bytes;
+    // Held until QUIC has taken the reply, for which the asker has to read.
+    let budget = c.link.reply_budget.try_acquire_many(units(body.len(), limit));
+    let reply = match &budget {
+        Ok(_) => c.node.encode_reply(status, &body),
+        Err(_) => {
+            let text =
+                format!("{limit} bytes of replies to {} wait to be read: ask for less at a time", c.link.peer.node);
+            c.node.encode_reply(status::FAILED, text.as_bytes())
+        }
+    };
+    drop(body);
     Counters::add(&c.slot.counters.sent);
     if send.write(reply).await.is_ok() {
         send.finish();
@@ -539,6 +580,9 @@ async fn serve_open(
 
 async fn read_datagrams(c: Context) {
     while let Ok(datagram) = c.link.conn.read_datagram().await {
+        if c.link.is_cast_out() {
+            return;
+        }
         Counters::add(&c.slot.counters.received);
         if !c.node.take_datagram(&c.link.peer, datagram) {
             Counters::add(&c.slot.counters.dropped);
@@ -598,12 +642,21 @@ async fn read_payload(recv: &mut quinn::RecvStream, payload_bytes: usize) -> Res
     Ok(payload.freeze())
 }
 
-/// Reads the reply of an ask or open.
-pub(crate) async fn read_reply(recv: &mut quinn::RecvStream, limit: usize) -> Result<(u8, Bytes), ReadFrameError> {
-    let frame = read_frame(recv, limit).await?;
-    if frame.kind != Kind::Reply {
-        return Err(FrameError::Unexpected(frame.kind).into());
+/// Reads the reply of an ask or open. Replies from one peer that are being read have a budget: one that asks for a thousand
+/// things at once must not get a thousand of the largest answers at once.
+pub(crate) async fn read_reply(
+    link: &Link,
+    recv: &mut quinn::RecvStream,
+    limits: &Limits,
+) -> Result<(u8, Bytes), ReadFrameError> {
+    let header = read_header(recv, limits.frame_bytes).await?;
+    if header.kind != Kind::Reply {
+        return Err(FrameError::Unexpected(header.kind).into());
     }
+    // Never closed: an error would only mean that there is no bound.
+    let _budget = link.answer_budget.acquire_many(units(header.payload_bytes, limits.reply_bytes)).await;
+    let payload = read_payload(recv, header.payload_bytes).await?;
+    let frame = Frame { kind: header.kind, payload };
     let reply: Reply<'_> = frame.read()?;
     Ok((reply.status, frame.payload.slice_ref(reply.body)))
 }

@@ -5,6 +5,10 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+/// Frames whose number is bounded elsewhere are refused at this many times the bound of bytes: whoever watches a hundred
+/// thousand paths may hear of all of them, but whoever reads nothing of it is not a peer.
+pub(crate) const URGENT_FACTOR: usize = 4;
+
 #[derive(Debug)]
 pub(crate) struct Outbox {
     state: Mutex<State>,
@@ -39,7 +43,8 @@ impl Outbox {
         self.append(frame, true)
     }
 
-    /// Appends a frame whose number is bounded elsewhere (monitors and their Downs).
+    /// Appends a frame whose number is bounded elsewhere (monitors and their Downs); refused at `URGENT_FACTOR` times the
+    /// bound of bytes.
     pub(crate) fn push_unbounded(&self, frame: &[u8]) -> Result<(), PushError> {
         self.append(frame, false)
     }
@@ -53,7 +58,8 @@ impl Outbox {
             let messages = state.messages + state.writing_messages;
             let bytes = state.buffer.len() + state.writing_bytes;
             let over = messages >= self.messages_max || bytes + frame.len() > self.bytes_max;
-            if bounded && over && messages > 0 {
+            let over_all = bytes.saturating_add(frame.len()) > self.bytes_max.saturating_mul(URGENT_FACTOR);
+            if (bounded && over || over_all) && messages > 0 {
                 return Err(PushError::Full);
             }
             state.buffer.extend_from_slice(frame);
@@ -122,6 +128,15 @@ mod tests {
         let outbox = Outbox::new(10, 4);
         outbox.push(b"abcdefgh").expect("the first");
         assert_eq!(outbox.push(b"i"), Err(PushError::Full));
+    }
+
+    #[test]
+    fn what_is_bounded_elsewhere_has_an_end_too() {
+        let outbox = Outbox::new(10, 4);
+        for _ in 0..4 {
+            outbox.push_unbounded(b"abcd").expect("urgent");
+        }
+        assert_eq!(outbox.push_unbounded(b"e"), Err(PushError::Full));
     }
 
     #[tokio::test]

@@ -6,14 +6,20 @@ use std::sync::Arc;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
     RootCertStore,
-    client::Resumption,
+    client::{Resumption, WebPkiServerVerifier, danger::ServerCertVerifier},
     crypto::CryptoProvider,
-    pki_types::CertificateDer,
-    server::{NoServerSessionStorage, WebPkiClientVerifier},
+    pki_types::{CertificateDer, ServerName},
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
+    time_provider::TimeProvider,
 };
-use x509_parser::extensions::GeneralName;
+use x509_parser::{extensions::GeneralName, time::ASN1Time};
 
-use crate::{config::Identity, error::StartError, event::Refusal};
+use crate::{
+    config::Identity,
+    error::{IdentityError, StartError},
+    event::Refusal,
+    renewal::Window,
+};
 
 /// Application protocol of the connections.
 pub const ALPN: &[u8] = b"phalanx-transport/1";
@@ -29,49 +35,134 @@ pub fn server_name(cluster: &str, node: &str) -> String {
     format!("{node}.node.{cluster}.phalanx")
 }
 
-/// Both directions' configurations, made from one identity and one set of roots.
+/// Both directions' configurations, made from one identity and one set of roots, and the checks that a handshake makes,
+/// for making them again.
 pub(crate) struct Tls {
     pub(crate) client: Arc<QuicClientConfig>,
     pub(crate) server: Arc<QuicServerConfig>,
+    pub(crate) identity: Identity,
+    pub(crate) trust: Vec<CertificateDer<'static>>,
+    of_dialers: Arc<dyn ClientCertVerifier>,
+    of_acceptors: Arc<WebPkiServerVerifier>,
+    clock: Clock,
+}
+
+/// Tells the wall clock's time.
+pub(crate) type Clock = Arc<dyn TimeProvider>;
+
+/// Which side of a connection presented a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Acceptor,
+    Dialer,
 }
 
 impl Tls {
-    pub(crate) fn new(identity: Identity, trust: &[CertificateDer<'static>]) -> Result<Self, StartError> {
-        let invalid = |what: &str, e: &dyn std::fmt::Display| StartError::Identity { reason: format!("{what}: {e}") };
+    /// # Errors
+    /// The key does not fit the certificate, or something cannot be read.
+    pub(crate) fn new(
+        identity: Identity,
+        trust: Vec<CertificateDer<'static>>,
+        clock: Clock,
+    ) -> Result<Self, IdentityError> {
+        let unusable =
+            |what: &str, e: &dyn std::fmt::Display| IdentityError::Unusable { reason: format!("{what}: {e}") };
         let mut roots = RootCertStore::empty();
-        for root in trust {
-            roots.add(root.clone()).map_err(|e| invalid("trust root", &e))?;
+        for root in &trust {
+            roots.add(root.clone()).map_err(|e| unusable("trust root", &e))?;
         }
         let roots = Arc::new(roots);
         let provider: Arc<CryptoProvider> = Arc::new(rustls::crypto::ring::default_provider());
 
-        let verifier = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
+        let of_dialers = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
             .build()
-            .map_err(|e| invalid("trust roots", &e))?;
-        let mut server = rustls::ServerConfig::builder_with_provider(provider.clone())
+            .map_err(|e| unusable("trust roots", &e))?;
+        let of_acceptors = WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
+            .build()
+            .map_err(|e| unusable("trust roots", &e))?;
+        let mut server = rustls::ServerConfig::builder_with_details(provider.clone(), clock.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|e| invalid("TLS 1.3", &e))?
-            .with_client_cert_verifier(verifier)
+            .map_err(|e| unusable("TLS 1.3", &e))?
+            .with_client_cert_verifier(of_dialers.clone())
             .with_single_cert(identity.cert_chain.clone(), identity.key.clone_key())
-            .map_err(|e| invalid("certificate", &e))?;
+            .map_err(|e| unusable("certificate", &e))?;
         server.alpn_protocols = vec![ALPN.to_vec()];
         server.session_storage = Arc::new(NoServerSessionStorage {});
         server.send_tls13_tickets = 0;
 
-        let mut client = rustls::ClientConfig::builder_with_provider(provider)
+        let mut client = rustls::ClientConfig::builder_with_details(provider, clock.clone())
             .with_protocol_versions(&[&rustls::version::TLS13])
-            .map_err(|e| invalid("TLS 1.3", &e))?
-            .with_root_certificates(roots)
-            .with_client_auth_cert(identity.cert_chain, identity.key)
-            .map_err(|e| invalid("certificate", &e))?;
+            .map_err(|e| unusable("TLS 1.3", &e))?
+            .with_webpki_verifier(of_acceptors.clone())
+            .with_client_auth_cert(identity.cert_chain.clone(), identity.key.clone_key())
+            .map_err(|e| unusable("certificate", &e))?;
         client.alpn_protocols = vec![ALPN.to_vec()];
         client.resumption = Resumption::disabled();
 
         Ok(Self {
-            client: Arc::new(QuicClientConfig::try_from(client).map_err(|e| invalid("QUIC client", &e))?),
-            server: Arc::new(QuicServerConfig::try_from(server).map_err(|e| invalid("QUIC server", &e))?),
+            client: Arc::new(QuicClientConfig::try_from(client).map_err(|e| unusable("QUIC client", &e))?),
+            server: Arc::new(QuicServerConfig::try_from(server).map_err(|e| unusable("QUIC server", &e))?),
+            identity,
+            trust,
+            of_dialers,
+            of_acceptors,
+            clock,
         })
     }
+
+    /// Whether peers that trust what we trust would take the identity as that of `node`, whichever side dials.
+    pub(crate) fn check_own(&self, cluster: &str, node: &str) -> Result<(), IdentityError> {
+        let leaf = self.identity.cert_chain.first().ok_or_else(|| IdentityError::Unusable {
+            // Caught before by rustls.
+            reason: "certificate: there is none".into(),
+        })?;
+        match node_of(leaf, cluster) {
+            Ok(name) if name == node => {}
+            Ok(name) => return Err(IdentityError::Name { expected: node.into(), presented: name }),
+            Err(refusal) => return Err(IdentityError::Name { expected: node.into(), presented: refusal.to_string() }),
+        }
+        for side in [Side::Acceptor, Side::Dialer] {
+            self.verify(&self.identity.cert_chain, side, &server_name(cluster, node))
+                .map_err(|e| IdentityError::Untrusted { reason: e.to_string() })?;
+        }
+        Ok(())
+    }
+
+    /// What the handshake checks of a peer's certificate: signed by a root that is trusted, in force now, for this side.
+    pub(crate) fn verify(
+        &self,
+        chain: &[CertificateDer<'_>],
+        side: Side,
+        server_name: &str,
+    ) -> Result<(), rustls::Error> {
+        let (leaf, rest) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        let now = self.clock.current_time().ok_or(rustls::Error::FailedToGetCurrentTime)?;
+        match side {
+            Side::Acceptor => {
+                let name = ServerName::try_from(server_name)
+                    .map_err(|_| rustls::Error::General(format!("{server_name} is no DNS name")))?;
+                self.of_acceptors.verify_server_cert(leaf, rest, &name, &[], now).map(drop)
+            }
+            Side::Dialer => self.of_dialers.verify_client_cert(leaf, rest, now).map(drop),
+        }
+    }
+
+    /// From when until when our own certificate counts.
+    pub(crate) fn window(&self) -> Window {
+        self.identity
+            .cert_chain
+            .first()
+            .and_then(window_of)
+            .unwrap_or(Window { not_before_secs: 0, not_after_secs: u64::MAX })
+    }
+}
+
+/// From when until when a certificate counts; `None` if it cannot be read.
+pub(crate) fn window_of(certificate: &CertificateDer<'_>) -> Option<Window> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let secs = |time: ASN1Time| u64::try_from(time.timestamp()).unwrap_or(0);
+    let validity = parsed.validity();
+    Some(Window { not_before_secs: secs(validity.not_before), not_after_secs: secs(validity.not_after) })
 }
 
 /// The node that a verified certificate belongs to.
@@ -93,7 +184,11 @@ pub(crate) fn node_of(certificate: &CertificateDer<'_>, cluster: &str) -> Result
         Err(e) => return Err(refuse(format!("unreadable names ({e})"))),
     };
     let suffix = server_name(cluster, "");
-    let mut nodes = names.iter().filter_map(|name| name.strip_suffix(&suffix)).filter(|node| is_node_name(node));
+    let mut nodes = names
+        .iter()
+        .filter(|name| name.len() <= MAX_NAME_BYTES)
+        .filter_map(|name| name.strip_suffix(&suffix))
+        .filter(|node| is_node_name(node));
     match (nodes.next(), nodes.next()) {
         (Some(node), None) => Ok(node.into()),
         // A certificate for two nodes could be either of them.
@@ -150,6 +245,8 @@ mod tests {
             vec!["localhost".into()],
             vec![server_name("c1", "n1"), server_name("c1", "n2")],
             vec!["node.c1.phalanx".into()],
+            // Longer than a DNS name can be: nobody could dial it.
+            vec![server_name("c1", &["abcdefghi"; 25].join("."))],
         ] {
             let names: Vec<&str> = names.iter().map(String::as_str).collect();
             assert!(matches!(node_of(&certificate(&names), "c1"), Err(Refusal::CertificateName { .. })));

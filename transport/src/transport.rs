@@ -7,7 +7,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use phalanx_actors::{Handler, Message, Named};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, VarInt};
-use rustls::pki_types::CertificateDer;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     runtime::{Handle, Runtime},
@@ -18,7 +17,8 @@ use tokio::{
 
 use crate::{
     ask::Request,
-    config::{Identity, TransportConfig},
+    config::TransportConfig,
+    credentials::{self, Credentials},
     endpoint::{Node, Parts, Phase, accept_loop, close_links, encode_datagram, server_config},
     error::{AskError, SendError, StartError},
     event::{LossReason, NodeName, Peer, PeerEvent, PeerInfo},
@@ -65,7 +65,7 @@ pub trait Remote: Serialize + DeserializeOwned + Send + 'static {
 /// that holds a clone keeps it open, until [`close`](Self::close) or [`abort`](Self::abort) lets go of the handlers.
 #[derive(Clone, Debug)]
 pub struct Transport {
-    node: Arc<Node>,
+    pub(crate) node: Arc<Node>,
     running: Arc<Running>,
 }
 
@@ -86,7 +86,7 @@ impl Transport {
     /// The address cannot be bound, the identity is unusable, or a name is no DNS name.
     pub fn start(config: TransportConfig) -> Result<Self, StartError> {
         check_names(&config.cluster, &config.node)?;
-        let tls = Arc::new(Tls::new(config.identity, &config.trust)?);
+        let tls = Tls::new(config.identity, config.trust, config.clock.clone())?;
         let handlers = match config.handlers {
             Some(handle) => handle,
             None => Handle::try_current().map_err(|_| StartError::NoRuntime)?,
@@ -127,7 +127,7 @@ impl Transport {
             driver: driver.clone(),
             handlers,
             endpoint,
-            tls,
+            credentials: Credentials::new(tls, config.revoked, config.clock, random.fraction()),
             quic,
             faults,
             random,
@@ -136,6 +136,7 @@ impl Transport {
         let (stop, stopping) = watch::channel(false);
         let (stopped_sender, stopped) = oneshot::channel();
         driver.spawn(accept_loop(node.clone()));
+        driver.spawn(credentials::watch(node.clone()));
         let main = wind_down(node.clone(), stopping);
         let end = {
             let node = node.clone();
@@ -249,18 +250,6 @@ impl Transport {
     /// This transport's fault injection.
     pub fn faults(&self) -> Faults {
         Faults { table: self.node.faults.clone() }
-    }
-
-    /// Uses another certificate and other roots for connections from now on; those that are up stay.
-    ///
-    /// # Errors
-    /// The identity is unusable; the old one stays in use.
-    pub fn set_identity(&self, identity: Identity, trust: Vec<CertificateDer<'static>>) -> Result<(), StartError> {
-        let tls = Arc::new(Tls::new(identity, &trust)?);
-        let server = self.node.server_config(&tls);
-        *self.node.tls.lock() = tls;
-        self.node.endpoint.set_server_config(Some(server));
-        Ok(())
     }
 
     /// Handles messages `M` to `path`, from peers and from this node. Tells from one sender run one after the other in
@@ -399,7 +388,7 @@ impl Transport {
         let frame = encode(Kind::Tell, &tell, self.node.limits.frame_bytes)?;
         let full = || SendError::Full { node: node.into() };
         if self.is_own(node) {
-            let job = tell_job(&self.node, &self.node.own_peer(), &tell, body.clone().into());
+            let job = tell_job(&self.node, &self.node.own_peer(), None, &tell, body.clone().into());
             // Not served is a message lost, as on a peer.
             let Ok(job) = job else {
                 return Ok(());
@@ -615,22 +604,18 @@ async fn wind_down(node: Arc<Node>, mut stopping: watch::Receiver<bool>) {
         let _ = timeout(LINGER, node.endpoint.wait_idle()).await;
     }
     node.registry.clear();
+    node.credentials.clear();
 }
 
 fn quic_config(limits: &crate::config::Limits, timings: &crate::config::Timings) -> quinn::TransportConfig {
-    // The streams a peer may open: the hello's, one for each ask and each body, and a few that are just closing.
-    const STREAMS_CLOSING: u32 = 64;
     let mut quic = quinn::TransportConfig::default();
-    let bi_streams = limits.asks_in_flight.saturating_add(limits.streams_open).saturating_add(STREAMS_CLOSING);
     let idle = VarInt::from_u64(timings.idle_timeout_ms).unwrap_or(VarInt::MAX);
-    // No limit of the connection as a whole beyond what the streams add up to: bodies that nobody reads must not keep an
-    // exit from being told.
-    let window = u64::from(limits.stream_window_bytes) * (u64::from(bi_streams) + 1);
-    quic.max_concurrent_bidi_streams(bi_streams.into())
+    let window = VarInt::from_u64(limits.unread_bytes() as u64).unwrap_or(VarInt::MAX);
+    quic.max_concurrent_bidi_streams(limits.bidi_streams().into())
         .max_concurrent_uni_streams(1u32.into())
         .stream_receive_window(limits.stream_window_bytes.into())
-        .receive_window(VarInt::from_u64(window).unwrap_or(VarInt::MAX))
-        .send_window(window)
+        .receive_window(window)
+        .send_window(limits.unacknowledged_bytes() as u64)
         .max_idle_timeout(Some(IdleTimeout::from(idle)))
         .keep_alive_interval(Some(Duration::from_millis(timings.keep_alive_ms)))
         .initial_rtt(INITIAL_RTT)

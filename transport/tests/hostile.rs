@@ -2,92 +2,10 @@
 
 mod support;
 
-use std::{net::UdpSocket, sync::Arc, time::Duration};
+use std::{net::UdpSocket, time::Duration};
 
-use phalanx_transport::{ALPN, LossReason, PeerEvent, Refusal, Transport, server_name};
-use quinn::{Connection, ConnectionError, Endpoint, RecvStream, SendStream, crypto::rustls::QuicClientConfig};
-use support::*;
-
-/// A QUIC client with a valid certificate of node `evil`, and no manners.
-struct Evil {
-    endpoint: Endpoint,
-    conn: Connection,
-}
-
-impl Evil {
-    async fn connect(ca: &Ca, to: &Transport) -> Self {
-        let identity = ca.node("evil");
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(ca.root.clone()).expect("valid");
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .expect("supported")
-            .with_root_certificates(roots)
-            .with_client_auth_cert(identity.cert_chain, identity.key)
-            .expect("valid");
-        tls.alpn_protocols = vec![ALPN.to_vec()];
-        let tls = QuicClientConfig::try_from(tls).expect("usable");
-        let endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).expect("binds");
-        let config = quinn::ClientConfig::new(Arc::new(tls));
-        let name = server_name(CLUSTER, to.node());
-        let connecting = endpoint.connect_with(config, to.local_addr(), &name).expect("valid");
-        let conn = within(connecting).await.expect("the certificate is valid");
-        Self { endpoint, conn }
-    }
-
-    /// Connects and says a proper hello.
-    async fn welcomed(ca: &Ca, to: &Transport) -> (Self, SendStream, RecvStream) {
-        let evil = Self::connect(ca, to).await;
-        let (send, mut recv) = evil.say(&hello(1, 1, CLUSTER, "evil")).await;
-        let mut welcome = [0; 6];
-        within(recv.read_exact(&mut welcome)).await.expect("welcomed");
-        (evil, send, recv)
-    }
-
-    /// Writes these bytes first on a new stream.
-    async fn say(&self, bytes: &[u8]) -> (SendStream, RecvStream) {
-        let (mut send, recv) = self.conn.open_bi().await.expect("open");
-        send.write_all(bytes).await.expect("open");
-        (send, recv)
-    }
-
-    /// The reason with which the node closed the connection.
-    async fn thrown_out(self) -> String {
-        let error = within(self.conn.closed()).await;
-        self.endpoint.close(0u32.into(), b"");
-        match error {
-            ConnectionError::ApplicationClosed(close) => String::from_utf8(close.reason.to_vec()).expect("text"),
-            other => panic!("{other}"),
-        }
-    }
-}
-
-fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
-    let mut frame = ((payload.len() + 2) as u32).to_be_bytes().to_vec();
-    frame.extend([1, kind]);
-    frame.extend(payload);
-    frame
-}
-
-fn hello(version_min: u8, version_max: u8, cluster: &str, node: &str) -> Vec<u8> {
-    frame(1, &rmp_serde::to_vec(&(version_min, version_max, cluster, node, 1u64, 1u64, (0u64, 0u64))).expect("encodes"))
-}
-
-const FOUR_GIGABYTES: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 1, 6];
-
-/// A node with a decent peer beside the hostile one.
-async fn scene() -> (Ca, Transport, Transport) {
-    let (ca, node, decent) = pair().await;
-    serve_echo(&node, "echo");
-    (ca, node, decent)
-}
-
-async fn lives_on(node: &Transport, decent: &Transport) {
-    assert_eq!(echo(decent, "a", "echo").await, Ok("b: hello".into()));
-    assert!(node.is_connected("b"));
-    close(&[node, decent]).await;
-}
+use phalanx_transport::{LossReason, PeerEvent, Refusal, Transport};
+use support::{evil::*, *};
 
 #[tokio::test]
 async fn a_hello_that_is_none_is_refused() {
@@ -179,6 +97,25 @@ async fn garbage_on_any_lane_closes_that_connection_with_a_reason() {
                 "{lost:?}"
             );
         }
+    }
+    lives_on(&node, &decent).await;
+}
+
+#[tokio::test]
+async fn a_certificate_shown_without_its_key_costs_the_connection() {
+    let (ca, node, decent) = scene().await;
+    // b's certificate is no secret, and neither is evil's own of another connection.
+    for (stolen, reason) in [
+        (ca.node("b").cert_chain, "not to be believed"),
+        (ca.node("evil").cert_chain, "not to be believed"),
+        (vec![], "no certificate"),
+    ] {
+        let chain: Vec<_> = stolen.iter().map(|der| serde_bytes::Bytes::new(der)).collect();
+        let proof = rmp_serde::to_vec(&(chain, 0x0403u16, serde_bytes::Bytes::new(&[7; 70]))).expect("encodes");
+        let (evil, mut control, _recv) = Evil::welcomed(&ca, &node).await;
+        control.write_all(&frame(10, &proof)).await.expect("open");
+        let told = evil.thrown_out().await;
+        assert!(told.contains(reason), "{told}");
     }
     lives_on(&node, &decent).await;
 }

@@ -289,26 +289,6 @@ async fn a_removed_peer_is_dialed_no_more() {
 }
 
 #[tokio::test]
-async fn a_new_ca_is_used_for_new_connections_without_a_restart() {
-    let (old, new) = (Ca::new(), Ca::new());
-    let (a, b) = (old.start("a", 1), old.start("b", 1));
-    connect(&a, &b).await;
-    a.set_identity(new.node("a"), vec![new.root.clone()]).expect("valid");
-    // The connection stays.
-    serve_echo(&b, "echo");
-    assert!(echo(&a, "b", "echo").await.is_ok());
-    let c = new.start("c", 1);
-    connect(&a, &c).await;
-    connect(&c, &a).await;
-    let mut at_a = a.events();
-    let late = old.start("late", 1);
-    late.set_peer("a", a.local_addr());
-    event(&mut at_a, refused).await;
-    assert!(a.set_identity(new.node("a"), vec![]).is_err());
-    close(&[&a, &b, &c, &late]).await;
-}
-
-#[tokio::test]
 async fn peers_are_described() {
     let (_ca, a, b) = pair().await;
     serve_echo(&b, "echo");

@@ -3,7 +3,7 @@
 //! Must never decide: the transitions are the supervisor's. As small as can be: there may be as many as there are pods.
 
 use super::backoff::Attempts;
-use super::supervisor::{Asker, Inc};
+use super::event::{Asker, Inc};
 use crate::exit::Exit;
 use crate::spec::Policy;
 use std::sync::Arc;
@@ -25,7 +25,8 @@ pub(crate) enum ChildState {
     Queued,
     Starting(Why),
     Running {
-        since: Duration,
+        /// Of the supervisor's time, in nanoseconds: half as large as a `Duration`.
+        since_ns: u64,
     },
     /// Asked to stop or killed, its exit is awaited.
     Stopping {
@@ -62,9 +63,25 @@ pub(crate) struct Child<D> {
     pub(crate) attempts: Attempts,
 }
 
+impl ChildState {
+    /// It is up from now on.
+    pub(crate) fn running(now: Duration) -> Self {
+        ChildState::Running { since_ns: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX) }
+    }
+}
+
 impl<D> Child<D> {
     pub(crate) fn new(data: D, state: ChildState) -> Self {
         Child { data, state, inc: 0, attempts: Attempts::default() }
+    }
+
+    /// It has ended, and is to be up again: it waits for its restart, or the restart is not up yet.
+    pub(crate) fn restarting(&self) -> bool {
+        match self.state {
+            ChildState::Queued | ChildState::Dead { .. } | ChildState::Waiting { .. } => true,
+            ChildState::Starting(why) => why == Why::Restart,
+            ChildState::Idle | ChildState::Running { .. } | ChildState::Stopping { .. } => false,
+        }
     }
 
     /// An incarnation of it exists.

@@ -9,9 +9,13 @@
 
 pub(crate) mod backoff;
 pub(crate) mod child;
+mod event;
 pub(crate) mod intensity;
 #[cfg(test)]
 mod model_test;
+pub(crate) mod singleton;
+#[cfg(test)]
+mod singleton_test;
 pub(crate) mod supervisor;
 #[cfg(test)]
 mod supervisor_test;

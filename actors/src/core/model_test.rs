@@ -4,9 +4,10 @@
 //! Both are given the same script; all starts, failed and ignored starts, stops, kills, exits with their reasons and times, all answers
 //! to commands and the final tree must be the same. More cases: `ACTORS_MODEL_CASES=1000000 cargo test -p phalanx-actors model_test`;
 //! others: `ACTORS_MODEL_SEED=7`. A case that fails is made smaller and printed; `ACTORS_MODEL_SCRIPT` takes the printed numbers and
-//! runs that case alone.
+//! runs that case alone. The model itself is held against Erlang, where that is installed: `ACTORS_MODEL_OTP=300` compares so many scripts.
 
 mod model;
+mod otp;
 mod script;
 mod world;
 
@@ -95,11 +96,11 @@ fn canonical(trace: &[Seen], dynamic: &BTreeSet<String>) -> BTreeMap<String, Vec
 
 /// Runs a script on both. The error says where they part.
 fn run(script: &Script) -> Result<(), String> {
-    let mut world = World::new();
+    let mut world = World::new(script.eager);
     let mut model = Model::new();
     world.boot(&script.top);
     model.boot(&script.top);
-    agree(&mut world, &mut model, "boot")?;
+    agree(&mut world, &mut model).map_err(|parted| format!("boot{parted}"))?;
     for (n, step) in script.steps.iter().enumerate() {
         if world.over() {
             return Ok(());
@@ -113,28 +114,37 @@ fn run(script: &Script) -> Result<(), String> {
             world.run();
             model.run();
         }
-        agree(&mut world, &mut model, &format!("step {n}: {acts:?}"))?;
+        agree(&mut world, &mut model).map_err(|parted| format!("step {n}: {acts:?}{parted}"))?;
     }
     Ok(())
 }
 
-fn agree(world: &mut World, model: &mut Model, at: &str) -> Result<(), String> {
+fn agree(world: &mut World, model: &mut Model) -> Result<(), String> {
     let (real, expected) = (std::mem::take(&mut world.trace), std::mem::take(&mut model.trace));
     let dynamic: BTreeSet<String> = world.dynamic.union(&model.dynamic).cloned().collect();
     if real != expected && canonical(&real, &dynamic) != canonical(&expected, &dynamic) {
-        return Err(format!("{at}\n the core did {real:#?}\n OTP does {expected:#?}"));
+        return Err(format!("\n the core did {real:#?}\n OTP does {expected:#?}"));
     }
-    if world.answers != model.answers {
-        return Err(format!("{at}\n the core answered {:?}\n OTP answers {:?}", world.answers, model.answers));
+    let (real, expected) = (std::mem::take(&mut world.answers), std::mem::take(&mut model.answers));
+    if real != expected {
+        return Err(format!("\n the core answered {real:?}\n OTP answers {expected:?}"));
     }
     let (real, expected) = (world.shown(), model.shown());
     if real != expected {
-        return Err(format!("{at}\n the core has {real:#?}\n OTP has {expected:#?}"));
+        return Err(format!("\n the core has {real:#?}\n OTP has {expected:#?}"));
     }
     if world.now != model.now {
-        return Err(format!("{at}\n the core is at {} ms, OTP at {} ms", world.now, model.now));
+        return Err(format!("\n the core is at {} ms, OTP at {} ms", world.now, model.now));
     }
     Ok(())
+}
+
+/// A number that looks like chance (splitmix64, Steele et al. 2014).
+fn mixed(n: u64) -> u64 {
+    let z = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
@@ -147,6 +157,14 @@ fn the_core_does_what_otp_does() {
         let script = Script::parse(&numbers).expect("ACTORS_MODEL_SCRIPT: numbers as printed");
         println!("{script:#?}");
         return run(&script).unwrap_or_else(|parted| panic!("{parted}"));
+    }
+    if let Ok(Ok(cases)) = std::env::var("ACTORS_MODEL_OTP").map(|cases| cases.parse::<u64>()) {
+        let mut numbers = (setting("ACTORS_MODEL_SEED", 0u64)..).map(mixed);
+        let scripts = (0..cases).map(|_| {
+            let mut some = |n: usize| numbers.by_ref().take(n).collect::<Vec<u64>>();
+            Script::decode(&some(MODEL_TREE), &some(MODEL_STEPS))
+        });
+        return println!("{}", otp::compare(scripts).unwrap_or_else(|parted| panic!("{parted}")));
     }
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&setting("ACTORS_MODEL_SEED", 0u64).to_le_bytes());

@@ -15,6 +15,7 @@
 //! While an operation runs, exits of other children and retries are kept and handled after it, as OTP's are in the mailbox.
 
 use super::child::{Child, ChildState, Spec, Why};
+pub(crate) use super::event::{Action, Asker, Event, Inc, Key, Timer};
 use super::intensity::Intensity;
 use crate::error::ChildError;
 use crate::exit::Exit;
@@ -22,89 +23,6 @@ use crate::spec::{AutoShutdown, Restart, Shutdown, Strategy};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
-
-/// A child of one supervisor. Grows with each child added, so its order is the order of start.
-pub(crate) type Key = u64;
-/// One start of a child. Events of an earlier incarnation are recognised by it and ignored.
-pub(crate) type Inc = u64;
-/// Whoever waits for the answer to a command; chosen by the driver.
-pub(crate) type Asker = u64;
-
-/// What happened.
-#[derive(Debug)]
-pub(crate) enum Event<D> {
-    /// The supervisor itself starts: its first children are to be started in order.
-    Boot,
-    /// A child is up: its `started` returned.
-    Started {
-        key: Key,
-        inc: Inc,
-    },
-    /// A child ended, for whatever reason, whether it was up or not.
-    Exited {
-        key: Key,
-        inc: Inc,
-        exit: Exit,
-    },
-    /// A timer asked for with [`Action::Timer`] has run out.
-    Timer(Timer),
-    /// The supervisor is asked to end with this reason.
-    Stop(Exit),
-    /// The supervisor is killed.
-    Kill,
-    StartChild {
-        data: D,
-        asker: Asker,
-    },
-    TerminateChild {
-        id: Arc<str>,
-        asker: Asker,
-    },
-    RestartChild {
-        id: Arc<str>,
-        asker: Asker,
-    },
-    DeleteChild {
-        id: Arc<str>,
-        asker: Asker,
-    },
-}
-
-/// What the driver has to do, in this order.
-#[derive(Debug, PartialEq)]
-pub(crate) enum Action<D> {
-    /// Start an incarnation; answer with `Started`, and with exactly one `Exited` in the end.
-    Start { key: Key, inc: Inc, restart: bool },
-    /// Ask the child to stop.
-    Stop { key: Key },
-    /// End the child at once.
-    Kill { key: Key },
-    /// The child does not run and will be started after the delay. News for the tree.
-    Restarting { key: Key, delay: Duration },
-    /// The child does not run and stays in the list. News for the tree.
-    Idle { key: Key },
-    /// The child left the list.
-    Forget { key: Key, data: D },
-    /// Send `Event::Timer` after this time; zero means behind all events that wait now.
-    Timer { timer: Timer, after: Duration },
-    /// Answer a command: the child that it concerned.
-    Reply { asker: Asker, result: Result<Key, ChildError> },
-    /// All first children are up.
-    Ready,
-    /// All children have ended; so does the supervisor. Nothing follows.
-    Exit(Exit),
-}
-
-/// Timers are never cancelled: one that comes too late is recognised and ignored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Timer {
-    /// The child had its time to stop.
-    StopTimeout { key: Key, inc: Inc },
-    /// The child's restart is due.
-    Restart { key: Key, inc: Inc },
-    /// The group's restart is due.
-    Group { turn: u64 },
-}
 
 const SIGNIFICANT_NEVER: &str = "a significant child needs a supervisor that shuts down for it: set its auto_shutdown";
 const SIGNIFICANT_PERMANENT: &str =
@@ -138,7 +56,7 @@ pub(crate) struct Supervisor<D> {
     /// How many children are starting, running or stopping.
     alive: usize,
     /// Those who asked for the termination of a child that is stopping.
-    waiters: HashMap<Key, Vec<Asker>>,
+    waiters: BTreeMap<Key, Vec<Asker>>,
     /// Children that died, or whose retry came due, while an operation ran; in that order.
     kept: VecDeque<(Key, Inc)>,
     next_key: Key,
@@ -164,7 +82,7 @@ impl<D: Spec> Supervisor<D> {
             ids: HashMap::new(),
             op: Op::Boot,
             alive: 0,
-            waiters: HashMap::new(),
+            waiters: BTreeMap::new(),
             kept: VecDeque::new(),
             next_key: 0,
             next_inc: 0,
@@ -217,8 +135,19 @@ impl<D: Spec> Supervisor<D> {
             Op::Group { from, phase: Phase::Stopping { .. }, .. } if key >= from => {
                 child.data.policy().restart != Restart::Temporary
             }
-            _ => child.state != ChildState::Idle,
+            Op::Closing { .. } | Op::Done => child.state != ChildState::Idle,
+            _ => child.state != ChildState::Idle || self.retried_with(key),
         }
+    }
+
+    /// Whether the restart of its group failed before its turn came, and will be tried again.
+    fn retried_with(&self, key: Key) -> bool {
+        let from = match self.strategy {
+            Strategy::OneForOne | Strategy::Dynamic => return false,
+            Strategy::OneForAll => Key::MAX,
+            Strategy::RestForOne => key,
+        };
+        self.children.range(..=from).any(|(_, child)| matches!(child.state, ChildState::Waiting { failed: Some(_) }))
     }
 
     /// `now` is the time since some fixed moment and never goes back.
@@ -245,7 +174,7 @@ impl<D: Spec> Supervisor<D> {
         let Some(child) = self.children.get_mut(&key).filter(|c| c.inc == inc) else { return };
         let ChildState::Starting(why) = &child.state else { return };
         let why = *why;
-        child.state = ChildState::Running { since: now };
+        child.state = ChildState::running(now);
         match why {
             Why::Op => self.proceed(now, out),
             Why::Restart => {}
@@ -279,9 +208,9 @@ impl<D: Spec> Supervisor<D> {
                 self.proceed(now, out);
             }
             ChildState::Starting(why) => self.start_failed(key, why, exit, now, out),
-            ChildState::Running { since } => {
+            ChildState::Running { since_ns } => {
                 if let Some(spec) = &policy.backoff {
-                    child.attempts.ended(spec, now.saturating_sub(since));
+                    child.attempts.ended(spec, now.saturating_sub(Duration::from_nanos(since_ns)));
                 }
                 match self.op {
                     Op::Closing { .. } | Op::Done => {
@@ -650,11 +579,11 @@ impl<D: Spec> Supervisor<D> {
             _ if self.down() => Some(ChildError::SupervisorDown),
             (Err(refused), _) => Some(refused),
             (_, None) => None,
-            (_, Some((_, child))) => Some(match child.state {
-                // OTP: what does not run is present, whether someone will start it again or not.
-                ChildState::Idle | ChildState::Queued | ChildState::Waiting { .. } => ChildError::AlreadyPresent,
-                _ => ChildError::AlreadyStarted,
-            }),
+            // OTP: what does not run is present, whether someone will start it again or not.
+            (_, Some((_, child))) if child.restarting() || child.state == ChildState::Idle => {
+                Some(ChildError::AlreadyPresent)
+            }
+            (_, Some(_)) => Some(ChildError::AlreadyStarted),
         };
         if let Some(error) = refused {
             return out.push(Action::Reply { asker, result: Err(error) });
@@ -676,10 +605,16 @@ impl<D: Spec> Supervisor<D> {
                 self.request_stop(key, false, out);
             }
             ChildState::Idle | ChildState::Queued | ChildState::Waiting { .. } | ChildState::Dead { .. } => {
+                let retried = matches!(child.state, ChildState::Waiting { failed: Some(_) });
                 child.state = ChildState::Idle;
                 let for_good = child.data.policy().restart == Restart::Temporary || self.strategy == Strategy::Dynamic;
                 out.push(Action::Reply { asker, result: Ok(key) });
                 self.leave(key, for_good, out);
+                if retried && matches!(self.strategy, Strategy::OneForAll | Strategy::RestForOne) {
+                    // Those who waited for its retry will not be started by it.
+                    let behind = self.children.range(key + 1..).filter(|(_, child)| child.state == ChildState::Idle);
+                    out.extend(behind.map(|(key, _)| Action::Idle { key: *key }));
+                }
             }
         }
     }
@@ -710,7 +645,7 @@ impl<D: Spec> Supervisor<D> {
         };
         match child.state {
             ChildState::Idle => Ok(key),
-            ChildState::Waiting { .. } | ChildState::Queued | ChildState::Dead { .. } => Err(ChildError::Restarting),
+            _ if child.restarting() => Err(ChildError::Restarting),
             _ => Err(ChildError::Running),
         }
     }

@@ -6,7 +6,7 @@ use crate::error::ChildError;
 use crate::exit::Exit;
 use crate::spec::{AutoShutdown, Policy, Restart, Shutdown, Strategy};
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,35 +35,53 @@ struct World {
     now: Duration,
     /// Living incarnations, with whether they are up and whether they were asked to stop.
     living: BTreeMap<Key, (Inc, bool, bool)>,
+    /// Those of them that were terminated by a command.
+    by_hand: BTreeSet<Key>,
     timers: Vec<(Duration, Timer)>,
+    /// Commands that were given, and how often each was answered.
+    answers: Vec<u32>,
     exit: Option<Exit>,
 }
 
 impl World {
-    fn new(strategy: Strategy, restarts: &[Restart], intensity: u32) -> Self {
-        let mut core = Supervisor::new(strategy, AutoShutdown::Never, Some((intensity, PERIOD)), 7);
+    fn new(strategy: Strategy, auto_shutdown: AutoShutdown, restarts: &[Restart], intensity: u32) -> Self {
+        let mut core = Supervisor::new(strategy, auto_shutdown, Some((intensity, PERIOD)), 7);
         for (i, restart) in restarts.iter().enumerate() {
-            assert_eq!(core.add(child(&format!("c{i}"), *restart)), Ok(()));
+            assert_eq!(core.add(significant(auto_shutdown, child(&format!("c{i}"), *restart))), Ok(()));
         }
-        let mut world =
-            World { core, strategy, now: Duration::ZERO, living: BTreeMap::new(), timers: vec![], exit: None };
+        let mut world = World {
+            core,
+            strategy,
+            now: Duration::ZERO,
+            living: BTreeMap::new(),
+            by_hand: BTreeSet::new(),
+            timers: vec![],
+            answers: vec![],
+            exit: None,
+        };
         world.feed(Event::Boot);
         world
     }
 
     fn feed(&mut self, event: Event<Data>) {
+        let by_hand = matches!(event, Event::TerminateChild { .. });
         for action in self.core.on_event(event, self.now) {
             assert!(self.exit.is_none(), "nothing follows the exit: {action:?}");
             match action {
                 Action::Start { key, inc, .. } => {
                     if self.strategy != Strategy::Dynamic {
-                        let stopping = self.living.range(key..).any(|(_, (_, _, asked))| *asked);
+                        let stopping =
+                            self.living.range(key..).any(|(k, (_, _, asked))| *asked && !self.by_hand.contains(k));
                         assert!(!stopping, "nothing starts while one behind it stops");
                     }
                     assert!(self.living.insert(key, (inc, false, false)).is_none(), "one incarnation at a time");
+                    self.by_hand.remove(&key);
                 }
                 Action::Stop { key } => {
-                    if matches!(self.strategy, Strategy::OneForAll | Strategy::RestForOne) {
+                    if by_hand {
+                        self.by_hand.insert(key);
+                    }
+                    if !by_hand && matches!(self.strategy, Strategy::OneForAll | Strategy::RestForOne) {
                         assert_eq!(self.living.range(key + 1..).count(), 0, "the last started is stopped first");
                     }
                     self.living.get_mut(&key).expect("alive").2 = true;
@@ -74,11 +92,8 @@ impl World {
                     assert!(self.living.is_empty(), "no child outlives its supervisor");
                     self.exit = Some(exit);
                 }
-                Action::Reply { .. }
-                | Action::Ready
-                | Action::Restarting { .. }
-                | Action::Idle { .. }
-                | Action::Forget { .. } => {}
+                Action::Reply { asker, .. } => self.answers[asker as usize] += 1,
+                Action::Ready | Action::Restarting { .. } | Action::Idle { .. } | Action::Forget { .. } => {}
             }
         }
     }
@@ -117,6 +132,23 @@ impl World {
         }
     }
 
+    /// One command, chosen by two numbers, when the supervisor takes one.
+    fn command(&mut self, what: u8, which: usize) {
+        if self.core.busy() || self.exit.is_some() {
+            return;
+        }
+        let asker = self.answers.len() as u64;
+        self.answers.push(0);
+        let id: Arc<str> = format!("c{which}").into();
+        let restart = [Restart::Permanent, Restart::Transient, Restart::Temporary][what as usize / 4 % 3];
+        self.feed(match what % 4 {
+            0 => Event::StartChild { data: child(&id, restart), asker },
+            1 => Event::TerminateChild { id, asker },
+            2 => Event::RestartChild { id, asker },
+            _ => Event::DeleteChild { id, asker },
+        });
+    }
+
     /// Lets everything go its way until nothing moves.
     fn settle(&mut self) {
         for _ in 0..10_000 {
@@ -146,6 +178,16 @@ impl World {
     }
 }
 
+/// Those that may be are significant.
+fn significant(auto_shutdown: AutoShutdown, mut child: Data) -> Data {
+    child.1.significant = auto_shutdown != AutoShutdown::Never && child.1.restart != Restart::Permanent;
+    child
+}
+
+fn auto_shutdown() -> impl proptest::strategy::Strategy<Value = AutoShutdown> {
+    prop_oneof![Just(AutoShutdown::Never), Just(AutoShutdown::AnySignificant), Just(AutoShutdown::AllSignificant)]
+}
+
 fn strategy() -> impl proptest::strategy::Strategy<Value = Strategy> {
     prop_oneof![
         Just(Strategy::OneForOne),
@@ -167,11 +209,12 @@ proptest! {
     #[test]
     fn permanent_children_run_or_the_supervisor_has_ended(
         strategy in strategy(),
+        auto_shutdown in auto_shutdown(),
         restarts in restarts(),
         intensity in 0u32..6,
         steps in prop::collection::vec((any::<u8>(), 0usize..8), 0..80),
     ) {
-        let mut world = World::new(strategy, &restarts, intensity);
+        let mut world = World::new(strategy, auto_shutdown, &restarts, intensity);
         for (what, which) in steps {
             if world.exit.is_some() {
                 break;
@@ -187,26 +230,32 @@ proptest! {
         }
     }
 
-    /// A stop always ends it, with everything below, whatever it was doing.
+    /// A stop always ends it, with everything below, whatever it was doing; and whoever asked for something has been answered once.
     #[test]
-    fn a_stop_always_ends_it(
+    fn a_stop_always_ends_it_and_everybody_is_answered(
         strategy in strategy(),
+        auto_shutdown in auto_shutdown(),
         restarts in restarts(),
         kill in any::<bool>(),
-        steps in prop::collection::vec((any::<u8>(), 0usize..8), 0..40),
+        steps in prop::collection::vec((any::<u8>(), 0usize..8, prop::bool::weighted(0.3)), 0..60),
     ) {
-        let mut world = World::new(strategy, &restarts, 5);
-        for (what, which) in steps {
+        let mut world = World::new(strategy, auto_shutdown, &restarts, 5);
+        for (what, which, command) in steps {
             if world.exit.is_some() {
-                return Ok(());
+                break;
             }
-            world.step(what, which);
+            if command {
+                world.command(what, which);
+            } else {
+                world.step(what, which);
+            }
         }
         if world.exit.is_none() {
             world.feed(if kill { Event::Kill } else { Event::Stop(Exit::Shutdown) });
             world.settle();
         }
         prop_assert!(world.exit.is_some());
+        prop_assert!(world.answers.iter().all(|times| *times == 1), "{:?}", world.answers);
     }
 }
 
@@ -296,4 +345,111 @@ fn a_start_that_is_terminated_meanwhile_answers_both() {
     let out = act(&mut core, Event::Exited { key: 0, inc: 1, exit: Exit::Shutdown });
     assert_eq!(out[0], Action::Reply { asker: 2, result: Ok(0) });
     assert_eq!(core.children().count(), 0);
+}
+
+#[test]
+fn a_killed_supervisor_asks_none_of_its_children() {
+    for strategy in [Strategy::OneForOne, Strategy::OneForAll, Strategy::RestForOne, Strategy::Dynamic] {
+        let mut core = up(strategy, &[Restart::Permanent; 3]);
+        let expected: Vec<_> = (0..3).map(|key| Action::Kill { key }).collect();
+        assert_eq!(act(&mut core, Event::Kill), expected);
+    }
+}
+
+#[test]
+fn a_kill_overtakes_a_stop() {
+    let mut core = up(Strategy::OneForOne, &[Restart::Permanent; 2]);
+    act(&mut core, Event::Stop(Exit::Shutdown));
+    assert_eq!(act(&mut core, Event::Kill), [Action::Kill { key: 0 }, Action::Kill { key: 1 }]);
+    act(&mut core, Event::Exited { key: 0, inc: 1, exit: Exit::Killed });
+    let last = act(&mut core, Event::Exited { key: 1, inc: 2, exit: Exit::Killed });
+    assert_eq!(last.last(), Some(&Action::Exit(Exit::Killed)));
+}
+
+#[test]
+fn dynamic_children_have_their_time_to_stop_side_by_side_and_each_its_own() {
+    let mut core = Supervisor::new(Strategy::Dynamic, AutoShutdown::Never, None, 1);
+    for ms in [100, 200] {
+        let shutdown = Shutdown::Timeout(Duration::from_millis(ms));
+        core.add(Data(format!("c{ms}").into(), Policy::new(shutdown))).expect("added");
+    }
+    act(&mut core, Event::Boot);
+    (0..2).for_each(|key| drop(act(&mut core, Event::Started { key, inc: key + 1 })));
+    let timeout = |key: u64| Timer::StopTimeout { key, inc: key + 1 };
+    let timer = |key, ms| Action::Timer { timer: timeout(key), after: Duration::from_millis(ms) };
+    let asked = act(&mut core, Event::Stop(Exit::Shutdown));
+    assert_eq!(asked, [Action::Stop { key: 0 }, timer(0, 100), Action::Stop { key: 1 }, timer(1, 200)]);
+    assert_eq!(act(&mut core, Event::Timer(timeout(0))), [Action::Kill { key: 0 }]);
+    act(&mut core, Event::Exited { key: 0, inc: 1, exit: Exit::Killed });
+    assert_eq!(act(&mut core, Event::Timer(timeout(1))), [Action::Kill { key: 1 }]);
+}
+
+#[test]
+fn a_retry_that_comes_due_while_another_group_restarts_is_made_after_that() {
+    let mut core = up(Strategy::RestForOne, &[Restart::Permanent]);
+    let crash = || Exit::Error("crash".into());
+    act(&mut core, Event::Exited { key: 0, inc: 1, exit: crash() });
+    act(&mut core, Event::Exited { key: 0, inc: 2, exit: crash() });
+    let retry = Timer::Restart { key: 0, inc: 2 };
+    // Before it is tried again, another is added behind it, and crashes.
+    act(&mut core, Event::StartChild { data: child("new", Restart::Permanent), asker: 1 });
+    act(&mut core, Event::Started { key: 1, inc: 3 });
+    let restarted = act(&mut core, Event::Exited { key: 1, inc: 3, exit: crash() });
+    assert_eq!(restarted.last(), Some(&Action::Start { key: 1, inc: 4, restart: true }));
+    assert_eq!(act(&mut core, Event::Timer(retry)), [], "not now");
+    let stopped = act(&mut core, Event::Started { key: 1, inc: 4 });
+    assert!(stopped.contains(&Action::Stop { key: 1 }), "now, and the group with it: {stopped:?}");
+    let started = act(&mut core, Event::Exited { key: 1, inc: 4, exit: Exit::Shutdown });
+    assert_eq!(started.last(), Some(&Action::Start { key: 0, inc: 5, restart: true }));
+}
+
+#[test]
+fn a_retry_of_a_child_that_was_started_with_a_group_meanwhile_is_not_made() {
+    let mut core = up(Strategy::RestForOne, &[Restart::Permanent; 2]);
+    let crash = || Exit::Error("crash".into());
+    act(&mut core, Event::Exited { key: 1, inc: 2, exit: crash() });
+    act(&mut core, Event::Exited { key: 1, inc: 3, exit: crash() });
+    act(&mut core, Event::Exited { key: 0, inc: 1, exit: crash() });
+    act(&mut core, Event::Started { key: 0, inc: 4 });
+    act(&mut core, Event::Started { key: 1, inc: 5 });
+    assert_eq!(act(&mut core, Event::Timer(Timer::Restart { key: 1, inc: 3 })), []);
+}
+
+#[test]
+fn a_retry_is_counted_when_it_is_made() {
+    let mut core = Supervisor::new(Strategy::OneForOne, AutoShutdown::Never, Some((1, PERIOD)), 1);
+    core.add(child("c0", Restart::Permanent)).expect("added");
+    act(&mut core, Event::Boot);
+    act(&mut core, Event::Started { key: 0, inc: 1 });
+    act(&mut core, Event::Exited { key: 0, inc: 1, exit: Exit::Killed });
+    act(&mut core, Event::Exited { key: 0, inc: 2, exit: Exit::Error("no".into()) });
+    // The next would be one too many; it is not made, since the child was terminated before it.
+    act(&mut core, Event::TerminateChild { id: "c0".into(), asker: 1 });
+    assert_eq!(act(&mut core, Event::Timer(Timer::Restart { key: 0, inc: 2 })), []);
+    assert_eq!(core.children().count(), 1, "it goes on");
+}
+
+#[test]
+fn the_jitter_of_a_backoff_is_decided_by_the_seed_alone() {
+    let delays = |seed| {
+        let mut core = Supervisor::new(Strategy::OneForOne, AutoShutdown::Never, None, seed);
+        let mut one = child("c0", Restart::Permanent);
+        one.1.backoff = Some(Arc::new(crate::spec::Backoff { jitter: 1.0, ..Default::default() }));
+        core.add(one).expect("added");
+        act(&mut core, Event::Boot);
+        let mut delays = vec![];
+        for inc in 1..20 {
+            act(&mut core, Event::Started { key: 0, inc });
+            for action in act(&mut core, Event::Exited { key: 0, inc, exit: Exit::Killed }) {
+                if let Action::Timer { timer, after } = action {
+                    delays.push(after);
+                    act(&mut core, Event::Timer(timer));
+                }
+            }
+        }
+        delays
+    };
+    assert_eq!(delays(1).len(), 18, "all but the first wait");
+    assert_eq!(delays(1), delays(1));
+    assert_ne!(delays(1), delays(2));
 }

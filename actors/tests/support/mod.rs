@@ -21,6 +21,10 @@ impl Log {
     pub fn take(&self) -> String {
         std::mem::take(&mut *self.lock()).join(" ")
     }
+    /// How many lines were written since the last take.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
     /// Waits until `n` lines are there.
     pub async fn wait(&self, n: usize) {
         let enough = async {

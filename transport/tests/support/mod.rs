@@ -1,13 +1,23 @@
 //! Test clusters in one process: certificates of a CA made for the test, nodes on 127.0.0.1:0.
 #![allow(dead_code)] // Each test file uses a part of it.
 
-use std::{future::Future, net::SocketAddr, time::Duration};
+pub mod evil;
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use phalanx_transport::{
-    Identity, Peer, PeerEvent, PeerState, Remote, Timings, Transport, TransportConfig, server_name,
+    Identity, Peer, PeerEvent, PeerState, Remote, TimeProvider, Timings, Transport, TransportConfig, server_name,
 };
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 
@@ -34,6 +44,20 @@ impl Ca {
     pub fn issue(&self, dns_names: &[String]) -> Identity {
         let mut params = CertificateParams::new(dns_names.to_vec()).expect("valid names");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().expect("key");
+        let cert = params.signed_by(&key, &self.issuer).expect("signed");
+        Identity {
+            cert_chain: vec![cert.der().clone()],
+            key: PrivateKeyDer::try_from(key.serialize_der()).expect("PKCS#8"),
+        }
+    }
+
+    /// As `node`, but only in force on these days (year, month, day), each from midnight UTC.
+    pub fn node_within(&self, node: &str, from: (i32, u8, u8), to: (i32, u8, u8)) -> Identity {
+        let mut params = CertificateParams::new(vec![server_name(CLUSTER, node)]).expect("valid names");
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_before = rcgen::date_time_ymd(from.0, from.1, from.2);
+        params.not_after = rcgen::date_time_ymd(to.0, to.1, to.2);
         let key = KeyPair::generate().expect("key");
         let cert = params.signed_by(&key, &self.issuer).expect("signed");
         Identity {
@@ -151,4 +175,24 @@ pub fn serve_echo(transport: &Transport, path: &str) {
 
 pub async fn echo(from: &Transport, to: &str, path: &str) -> Result<String, phalanx_transport::AskError> {
     from.ask(to, path, &Echo("hello".into()), PATIENCE).await
+}
+
+/// A wall clock that only the test moves.
+#[derive(Debug)]
+pub struct ManualClock(AtomicU64);
+
+impl ManualClock {
+    pub fn at(secs: u64) -> Arc<Self> {
+        Arc::new(Self(AtomicU64::new(secs)))
+    }
+
+    pub fn set(&self, secs: u64) {
+        self.0.store(secs, Ordering::SeqCst);
+    }
+}
+
+impl TimeProvider for ManualClock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(self.0.load(Ordering::SeqCst))))
+    }
 }

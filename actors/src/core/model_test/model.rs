@@ -18,6 +18,8 @@ pub(super) struct Model {
     pub(super) now: u64,
     pub(super) trace: Vec<Seen>,
     pub(super) answers: BTreeMap<usize, String>,
+    /// As OTP's do; ours says in its exit that it gave up.
+    pub(super) gives_up_in_order: bool,
     /// The paths at which a dynamic supervisor ever ran.
     pub(super) dynamic: BTreeSet<String>,
     /// The supervisors that run.
@@ -87,6 +89,7 @@ impl Model {
             now: 0,
             trace: vec![],
             answers: BTreeMap::new(),
+            gives_up_in_order: false,
             dynamic: BTreeSet::new(),
             sups: BTreeMap::new(),
             outcomes: VecDeque::new(),
@@ -144,14 +147,14 @@ impl Model {
         }
     }
 
-    pub(super) fn shown(&self) -> BTreeMap<String, Vec<(String, Shown)>> {
+    pub(super) fn shown(&self) -> BTreeMap<String, Vec<(Arc<str>, Shown)>> {
         let shown = |child: &Child| {
             let shown = match child.pid {
                 Slot::Undefined => Shown::Undefined,
                 Slot::Pid { .. } => Shown::Pid,
                 Slot::Restarting { .. } | Slot::Waiting { .. } | Slot::Queued => Shown::Restarting,
             };
-            (child.node.id.to_string(), shown)
+            (child.node.id.clone(), shown)
         };
         self.sups.iter().map(|(path, sup)| (path.clone(), sup.children.iter().map(shown).collect())).collect()
     }
@@ -310,6 +313,9 @@ impl Model {
 
     fn gives_up(&mut self, path: &str, at: usize, last: Exit) -> Exit {
         self.set(path, at, Slot::Undefined);
+        if self.gives_up_in_order {
+            return Exit::Shutdown;
+        }
         let child = self.sups[path].children[at].node.id.to_string();
         Exit::RestartIntensity { child, last: Box::new(last) }
     }

@@ -47,6 +47,8 @@ pub(super) enum Outcome {
 
 #[derive(Debug)]
 pub(super) struct Script {
+    /// See the world.
+    pub(super) eager: bool,
     pub(super) top: Arc<Sup>,
     pub(super) steps: Vec<Step>,
 }
@@ -143,10 +145,12 @@ impl Script {
     pub(super) fn decode(tree: &[u64], steps: &[u64]) -> Script {
         let mut tape = tree.iter().copied();
         // Either stops take time or restarts do: the model does one thing at a time, and would let a backoff pass while it waits.
-        let backoff = tape.next().unwrap_or(0) % 3 == 2;
+        let mut picks = Picks(tape.next().unwrap_or(0));
+        let backoff = picks.below(3) == 2;
+        let eager = picks.below(2) == 1;
         let top = sup(&mut tape, 0, backoff);
         let steps = steps.iter().map(|n| step(Picks(*n), backoff)).collect();
-        Script { top, steps }
+        Script { eager, top, steps }
     }
 
     pub(super) fn print(tree: &[u64], steps: &[u64]) -> String {

@@ -1,5 +1,5 @@
-//! A world for cores: carries out what they say, in simulated time. It runs the deepest first, and brings a supervisor that waits for a
-//! child nothing else, as if it were blocked: an order that the driver may choose, and the one in which OTP's works.
+//! A world for cores: carries out what they say, in simulated time. It runs the deepest first. To a supervisor that waits for a child it
+//! brings nothing else, as if it were blocked as OTP's is; or, when it is eager, also what the core has to keep until then.
 
 use super::script::{Act, Command, Kind, Node, Outcome, PERIOD_MS, Sup};
 use super::{Seen, Shown, What, is_dynamic, no_start};
@@ -32,6 +32,7 @@ pub(super) struct World {
     sups: BTreeMap<String, Proc>,
     workers: BTreeMap<String, Worker>,
     outcomes: VecDeque<Outcome>,
+    eager: bool,
     timers: BTreeMap<(u64, u64), Due>,
     asked: usize,
     /// Numbers processes, mail, timers.
@@ -69,7 +70,7 @@ enum Due {
 }
 
 impl World {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(eager: bool) -> Self {
         World {
             now: 0,
             trace: vec![],
@@ -78,6 +79,7 @@ impl World {
             sups: BTreeMap::new(),
             workers: BTreeMap::new(),
             outcomes: VecDeque::new(),
+            eager,
             timers: BTreeMap::new(),
             asked: 0,
             counter: 0,
@@ -140,7 +142,7 @@ impl World {
         }
     }
 
-    pub(super) fn shown(&self) -> BTreeMap<String, Vec<(String, Shown)>> {
+    pub(super) fn shown(&self) -> BTreeMap<String, Vec<(Arc<str>, Shown)>> {
         let shown = |sup: &Proc| {
             let children = sup.core.children().map(|(_, child)| {
                 let shown = match child.state {
@@ -149,7 +151,7 @@ impl World {
                     ChildState::Queued | ChildState::Waiting { .. } => Shown::Restarting,
                     ref state => panic!("it has settled, and {} is {state:?}", child.data.id()),
                 };
-                (child.data.id().to_string(), shown)
+                (child.data.id().clone(), shown)
             });
             children.collect()
         };
@@ -164,9 +166,10 @@ impl World {
             .sups
             .iter()
             .filter(|(path, _)| depth(path) >= deeper_than)
-            .filter_map(|(path, sup)| Some((std::cmp::Reverse(depth(path)), sup.next()?, path.clone())))
-            .min();
-        let Some((_, number, path)) = next else { return false };
+            .filter_map(|(path, sup)| Some((std::cmp::Reverse(depth(path)), sup.next(self.eager)?, path)))
+            .min()
+            .map(|(_, number, path)| (number, path.clone()));
+        let Some((number, path)) = next else { return false };
         let sup = self.sups.get_mut(&path).expect("it runs");
         let boxes = [&mut sup.urgent, &mut sup.inbox];
         let event = boxes.into_iter().find_map(|mail| {
@@ -365,7 +368,7 @@ impl World {
 }
 
 fn depth(path: &str) -> usize {
-    path.matches('/').count()
+    path.bytes().filter(|byte| *byte == b'/').count()
 }
 
 /// It waits for no child.
@@ -379,7 +382,7 @@ fn waited_for(state: &ChildState) -> bool {
 
 impl Proc {
     /// The number of what it takes next.
-    fn next(&self) -> Option<u64> {
+    fn next(&self, eager: bool) -> Option<u64> {
         if let Some((number, _)) = self.urgent.front() {
             return Some(*number);
         }
@@ -387,7 +390,9 @@ impl Proc {
             Event::Exited { key, .. } => self.core.child(*key).is_some_and(|child| waited_for(&child.state)),
             _ => false,
         });
-        let next = awaited.or_else(|| self.inbox.front().filter(|_| settled(self)));
+        let kept = |event: &Event<Data>| matches!(event, Event::Exited { .. } | Event::Timer(Timer::Restart { .. }));
+        let now = |event| settled(self) || (eager && self.core.busy() && kept(event));
+        let next = awaited.or_else(|| self.inbox.front().filter(|(_, event)| now(event)));
         next.map(|(number, _)| *number)
     }
 }

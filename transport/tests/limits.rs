@@ -1,0 +1,493 @@
+//! Everything that a peer can send or make a node hold, each up to its bound by a client without manners, while the node's
+//! other peers are served.
+
+mod support;
+
+use std::{
+    net::UdpSocket,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use phalanx_transport::{Transport, server_name};
+use quinn::{ConnectionError, Endpoint, VarInt};
+use support::{evil::*, *};
+use tokio::sync::Semaphore;
+
+/// No silent client is lost before the test is over.
+const LONG_MS: u64 = 3_600_000;
+
+/// How much fits, and then no more: gives up when nothing was taken for so long.
+const STALL: Duration = Duration::from_millis(300);
+
+fn of_evil(node: &Transport) -> phalanx_transport::PeerInfo {
+    node.peers().into_iter().find(|peer| &*peer.node == "evil").expect("known")
+}
+
+/// A client that takes nothing of what it is sent beyond this.
+fn deaf(ca: &Ca, window_bytes: u32) -> Dial {
+    let mut dial = Dial::new(ca);
+    dial.quic.stream_receive_window(window_bytes.into());
+    dial
+}
+
+#[tokio::test]
+async fn silent_handshakes_of_one_address_leave_places_for_the_others() {
+    let (ca, node, decent) = scene_with(|config| {
+        config.limits.handshakes = 16;
+        config.limits.handshakes_per_address = 4;
+        config.timings.connect_timeout_ms = LONG_MS;
+        config.timings.idle_timeout_ms = LONG_MS;
+    })
+    .await;
+    let mut silent = vec![];
+    for n in 0..10 {
+        let mut dial = Dial::new(&ca);
+        dial.from = ([127, 0, 0, 2], 0).into();
+        match dial.dial(&ca, &node).await {
+            Ok(evil) => silent.push(evil),
+            Err(ConnectionError::ConnectionClosed(close)) => {
+                assert!(n >= 4 && close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED, "{n}: {close}");
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert_eq!(silent.len(), 4);
+    // From another address.
+    serves(&ca, &node, &decent).await;
+    assert!(silent.iter().all(|evil| evil.conn.close_reason().is_none()));
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn silent_handshakes_are_over_after_the_connect_timeout() {
+    let (ca, node, decent) = scene_with(|config| {
+        config.limits.handshakes = 4;
+        config.limits.handshakes_per_address = 4;
+        config.timings.connect_timeout_ms = 2_000;
+    })
+    .await;
+    let mut silent = vec![];
+    while silent.len() < 4 {
+        // One that was too slow to connect has been dropped, as it should be.
+        silent.extend(Dial::new(&ca).dial(&ca, &node).await.ok());
+    }
+    for evil in &silent {
+        within(evil.conn.closed()).await;
+    }
+    assert_eq!(echo(&decent, "a", "echo").await, Ok("b: hello".into()));
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn a_stranger_without_a_certificate_is_turned_away_and_leaves_nothing() {
+    let (ca, node, decent) = scene().await;
+    for _ in 0..30 {
+        let stranger = Dial { identity: None, ..Dial::new(&ca) };
+        let error = match stranger.dial(&ca, &node).await {
+            // The client is through before the node has seen that there is no certificate.
+            Ok(stranger) => within(stranger.conn.closed()).await,
+            Err(error) => error,
+        };
+        let ConnectionError::ConnectionClosed(close) = error else { panic!("{error}") };
+        assert_eq!(close.error_code, quinn::TransportErrorCode::crypto(116), "certificate_required: {close}");
+    }
+    assert_eq!(node.peers().len(), 1);
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn a_chain_of_many_certificates_is_refused_and_a_longer_one_not_even_read() {
+    let (ca, node, decent) = scene().await;
+    let long = |many: usize| {
+        let mut identity = ca.node("evil");
+        identity.cert_chain.extend((1..many).map(|_| ca.root.clone()));
+        Dial { identity: Some(identity), ..Dial::new(&ca) }
+    };
+    let evil = long(9).dial(&ca, &node).await.expect("signed by the CA");
+    let _streams = evil.say(&hello_of_boot(1)).await;
+    let told = evil.thrown_out().await;
+    assert!(told.contains("a chain of 9 certificates"), "{told}");
+    // More than TLS reads of one message, 64 KiB.
+    let error = match long(400).dial(&ca, &node).await {
+        Ok(evil) => within(evil.conn.closed()).await,
+        Err(error) => error,
+    };
+    let ConnectionError::ConnectionClosed(closed) = &error else { panic!("{error}") };
+    let reason = String::from_utf8_lossy(&closed.reason);
+    assert!(reason.contains("HandshakePayloadTooLarge"), "{closed}");
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn nothing_is_taken_before_the_handshake_is_over() {
+    let (ca, node, decent) = scene().await;
+    let config = Dial { resumes: true, ..Dial::new(&ca) }.config(&ca);
+    let endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).expect("binds");
+    let dial = || endpoint.connect_with(config.clone(), node.local_addr(), &server_name(CLUSTER, "a")).expect("valid");
+    for _ in 0..3 {
+        let connecting = match dial().into_0rtt() {
+            Ok(_) => panic!("0-RTT: whoever replays it would be heard"),
+            Err(connecting) => connecting,
+        };
+        let conn = within(connecting).await.expect("the certificate is valid");
+        conn.close(0u32.into(), b"");
+    }
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn whoever_does_not_prove_its_address_gets_three_times_what_it_sent_and_no_more_than_a_packet_over() {
+    let (ca, node, decent) = scene().await;
+    // The client dials a socket of ours, of which one packet goes on to the node, and nothing comes back.
+    let front = UdpSocket::bind("127.0.0.1:0").expect("binds");
+    let back = UdpSocket::bind("127.0.0.1:0").expect("binds");
+    let endpoint = Endpoint::client(([127, 0, 0, 1], 0).into()).expect("binds");
+    let config = Dial::new(&ca).config(&ca);
+    let addr = front.local_addr().expect("bound");
+    let connecting = endpoint.connect_with(config, addr, &server_name(CLUSTER, "a")).expect("valid");
+    let to = node.local_addr();
+    let forwarding = tokio::task::spawn_blocking(move || {
+        let mut packet = [0; 2_000];
+        let sent = front.recv(&mut packet).expect("the client dials");
+        back.send_to(&packet[..sent], to).expect("sends");
+        let mut got = back.recv(&mut packet).expect("the node answers");
+        back.set_read_timeout(Some(Duration::from_millis(100))).expect("valid");
+        // Long enough for several of its repetitions.
+        let end = Instant::now() + Duration::from_secs(2);
+        while Instant::now() < end {
+            got += back.recv(&mut packet).unwrap_or(0);
+        }
+        (sent, got)
+    });
+    let (sent, got) = forwarding.await.expect("no panic");
+    drop(connecting);
+    // RFC 9000, section 8.1; quinn lets the packet go out that crosses the line.
+    assert!(got > 0 && got <= 3 * sent + 1_452, "{got} bytes for {sent}");
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn a_node_that_connects_again_and_again_holds_one_connection() {
+    let (ca, node, decent) = scene().await;
+    let mut evils = vec![];
+    for boot in 1..=20 {
+        let (evil, _send, _recv) = Evil::connect(&ca, &node).await.welcome(&hello_of_boot(boot)).await;
+        evils.push((evil, _send, _recv));
+    }
+    let last = evils.pop().expect("twenty");
+    for (evil, ..) in evils {
+        assert!(evil.thrown_out().await.contains("replaced"));
+    }
+    assert!(last.0.conn.close_reason().is_none());
+    assert_eq!(node.peers().len(), 2);
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn what_nobody_reads_stays_with_its_sender() {
+    const WINDOW: usize = 16 << 10;
+    let (ca, node, decent) = scene_with(|config| {
+        config.limits.stream_window_bytes = WINDOW as u32;
+        config.limits.streams_open = 8;
+        config.limits.asks_in_flight = 8;
+    })
+    .await;
+    node.serve_stream("never", |_, _, send, recv| async move {
+        let _held = (send, recv);
+        std::future::pending().await
+    });
+    let (evil, _send, _recv) = Evil::welcomed(&ca, &node).await;
+    let mut filling = vec![];
+    while let Ok(stream) = tokio::time::timeout(STALL, evil.say(&open("never", b"head"))).await {
+        filling.push(tokio::spawn(async move {
+            let (mut send, recv) = stream;
+            let mut written = 0;
+            while let Ok(bytes) = tokio::time::timeout(STALL, send.write(&[7; 1_024])).await {
+                written += bytes.expect("connected");
+            }
+            (written, send, recv)
+        }));
+    }
+    let (mut written, mut held) = (0, vec![]);
+    for filled in filling {
+        let (bytes, send, recv) = within(filled).await.expect("no panic");
+        assert!(bytes <= WINDOW, "{bytes} bytes in one stream");
+        written += bytes;
+        held.push((send, recv));
+    }
+    // Two times eight, those that are just closing, without the hello's.
+    assert!((1..=79).contains(&held.len()), "{} streams", held.len());
+    assert!((WINDOW..=79 * WINDOW).contains(&written), "{written} bytes in {} streams", held.len());
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
+}
+
+/// The beginnings of those that wait would fill the window of the connection, did it not hold them all.
+#[tokio::test]
+async fn requests_and_replies_that_wait_never_keep_those_from_their_end_that_they_wait_for() {
+    let (ca, node, decent) = scene_with(|config| {
+        config.limits.stream_window_bytes = 16 << 10;
+        config.limits.ask_bytes = 100 << 10;
+        config.limits.reply_bytes = 100 << 10;
+    })
+    .await;
+    node.serve::<Echo, _, _>("double", |_, Echo(text)| async move { Ok(text) });
+    decent.serve::<Echo, _, _>("double", |_, Echo(text)| async move { Ok(text) });
+    let text = "x".repeat(60 << 10);
+    for (from, to) in [(&decent, "a"), (&node, "b")] {
+        let asked: Vec<_> =
+            (0..300).map(|_| tokio::spawn(from.ask(to, "double", &Echo(text.clone()), 10 * PATIENCE))).collect();
+        for asked in asked {
+            match within(asked).await.expect("no panic") {
+                Ok(reply) => assert_eq!(reply.len(), text.len()),
+                // Replies may be given up, requests may not.
+                Err(error) => assert!(error.to_string().contains("wait to be read"), "{error}"),
+            }
+        }
+    }
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn requests_beyond_the_bytes_of_a_peer_wait_unread() {
+    let (ca, node, decent) = scene_with(|config| config.limits.ask_bytes = 1 << 20).await;
+    let (running, most, gate) =
+        (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+    let (now, peak, passing) = (running.clone(), most.clone(), gate.clone());
+    node.serve::<Echo, _, _>("slow", move |_, _| {
+        peak.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        let (now, passing) = (now.clone(), passing.clone());
+        async move {
+            let _ = passing.acquire().await;
+            now.fetch_sub(1, Ordering::SeqCst);
+            Ok(String::new())
+        }
+    });
+    let (evil, _send, _recv) = Evil::welcomed(&ca, &node).await;
+    let request = ask("slow", &Echo("x".repeat(250 << 10)));
+    let mut asked: Vec<_> = (0..20)
+        .map(|_| {
+            let (conn, request) = (evil.conn.clone(), request.clone());
+            tokio::spawn(async move {
+                let (mut send, mut recv) = conn.open_bi().await.expect("open");
+                send.write_all(&request).await.expect("taken in the end");
+                send.finish().expect("open");
+                recv.read_to_end(1_000).await.expect("answered")
+            })
+        })
+        .collect();
+    until(|| running.load(Ordering::SeqCst) == 4).await;
+    serves(&ca, &node, &decent).await;
+    gate.add_permits(1_000);
+    for asked in asked.drain(..) {
+        within(asked).await.expect("answered");
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 4);
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn a_request_that_does_not_come_to_its_end_is_given_up() {
+    let (ca, node, decent) = scene_with(|config| config.timings.request_read_ms = 100).await;
+    let heard = Arc::new(Semaphore::new(0));
+    let hears = heard.clone();
+    node.serve::<Number, _, _>("told", move |_, _| {
+        hears.add_permits(1);
+        async { Ok(()) }
+    });
+    let (evil, _send, _recv) = Evil::welcomed(&ca, &node).await;
+    let request = ask("echo", &Echo("never whole".into()));
+    for part in [&request[..3], &request[..20], &request[..request.len() - 1]] {
+        let (_send, mut recv) = evil.say(part).await;
+        let error = within(recv.read_to_end(100)).await.expect_err("not answered");
+        assert!(matches!(error, quinn::ReadToEndError::Read(quinn::ReadError::Reset(_))), "{error}");
+    }
+    // A tell, for an ask has to be read in time as well.
+    decent.tell("a", "told", &Number(1)).expect("connected");
+    within(heard.acquire()).await.expect("open").forget();
+    assert!(node.is_connected("evil"));
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn replies_that_nobody_reads_are_given_up_beyond_their_bytes() {
+    let (ca, node, decent) = scene_with(|config| config.limits.reply_bytes = 256 << 10).await;
+    node.serve::<Echo, _, _>("large", |_, _| async { Ok("x".repeat(60 << 10)) });
+    let (evil, _send, _recv) =
+        deaf(&ca, 1 << 10).dial(&ca, &node).await.expect("valid").welcome(&hello_of_boot(1)).await;
+    let mut streams = vec![];
+    for _ in 0..40 {
+        let (mut send, recv) = evil.say(&ask("large", &Echo("give".into()))).await;
+        send.finish().expect("open");
+        streams.push(recv);
+    }
+    until(|| of_evil(&node).sent_messages == 40).await;
+    serves(&ca, &node, &decent).await;
+    let (mut whole, mut given_up) = (0, 0);
+    for mut recv in streams {
+        let reply = within(recv.read_to_end(1 << 20)).await.expect("answered");
+        match String::from_utf8_lossy(&reply).contains("wait to be read") {
+            true => given_up += 1,
+            false => whole += usize::from(reply.len() > 60 << 10),
+        }
+    }
+    assert_eq!((whole, given_up), (4, 36));
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn replies_without_end_are_read_a_few_at_a_time() {
+    let (ca, node, decent) = scene_with(|config| {
+        config.limits.reply_bytes = 4 << 20;
+        config.limits.stream_window_bytes = 64 << 10;
+    })
+    .await;
+    let evil = EvilServer::dialed_by(&ca, &node).await;
+    let asked: Vec<_> =
+        (0..20).map(|_| tokio::spawn(node.ask("evil", "any", &Echo("give".into()), 10 * PATIENCE))).collect();
+    // Each reply up to its last byte, as far as it is taken.
+    let answer = reply(&"x".repeat((1 << 20) - 1_000));
+    let whole = answer.len() - 1;
+    let (mut taken, mut streams) = (0, vec![]);
+    for _ in &asked {
+        let (mut send, recv) = within(evil.conn.accept_bi()).await.expect("asked");
+        let mut written = 0;
+        while written < whole {
+            match tokio::time::timeout(STALL, send.write(&answer[written..whole])).await {
+                Ok(bytes) => written += bytes.expect("connected"),
+                Err(_) => break,
+            }
+        }
+        taken += written;
+        streams.push((send, recv, written));
+    }
+    // Four are being read; of each other one a window waits unread.
+    assert!((1 << 20..=(4 << 20) + 20 * (64 << 10)).contains(&taken), "{taken} bytes");
+    serves(&ca, &node, &decent).await;
+    // Those that are whole make room for the others.
+    let writing: Vec<_> = streams
+        .into_iter()
+        .map(|(mut send, recv, written)| {
+            let rest = answer[written..].to_vec();
+            tokio::spawn(async move {
+                let _held = recv;
+                send.write_all(&rest).await.expect("taken in the end");
+                send.finish().expect("open");
+                let _ = send.stopped().await;
+            })
+        })
+        .collect();
+    for asked in asked {
+        assert_eq!(within(asked).await.expect("no panic").map(|reply| reply.len()), Ok((1 << 20) - 1_000));
+    }
+    for writing in writing {
+        within(writing).await.expect("written");
+    }
+    evil.endpoint.close(0u32.into(), b"");
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn whoever_watches_without_end_and_hears_nothing_is_thrown_out() {
+    let (ca, node, decent) = scene_with(|config| config.limits.outbox_bytes = 16 << 10).await;
+    let (evil, mut control, _recv) =
+        deaf(&ca, 1 << 10).dial(&ca, &node).await.expect("valid").welcome(&hello_of_boot(1)).await;
+    // Each is answered by a Down: nothing is there.
+    let mut id = 0;
+    let flood = async {
+        loop {
+            let many: Vec<u8> = (0..1_000).flat_map(|n| monitor(id + n, "nothing/there")).collect();
+            id += 1_000;
+            if control.write_all(&many).await.is_err() {
+                return;
+            }
+        }
+    };
+    within(flood).await;
+    assert!(evil.thrown_out().await.contains("reads nothing of what it watches"));
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn a_peer_watches_so_much_and_no_more() {
+    let (ca, node, decent) = scene_with(|config| config.limits.monitors = 10).await;
+    let (evil, mut control, _recv) = Evil::welcomed(&ca, &node).await;
+    for id in 0..10 {
+        control.write_all(&monitor(id, "echo")).await.expect("open");
+    }
+    control.write_all(&tell("echo", &Echo("after them".into()))).await.expect("open");
+    until(|| of_evil(&node).received_messages == 1).await;
+    control.write_all(&monitor(10, "echo")).await.expect("open");
+    assert!(evil.thrown_out().await.contains("Monitor frame does not belong here"));
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn tells_to_nowhere_are_counted_and_forgotten() {
+    let (ca, node, decent) = scene().await;
+    let (evil, mut control, _recv) = Evil::welcomed(&ca, &node).await;
+    let mut lane = evil.conn.open_uni().await.expect("the first");
+    for n in 0..5_000 {
+        let path = format!("nowhere/{n}");
+        let told = tell(&path, &Echo("lost".into()));
+        let lane = if n % 2 == 0 { &mut lane } else { &mut control };
+        within(lane.write_all(&told)).await.expect("open");
+    }
+    until(|| of_evil(&node).dropped_messages == 5_000).await;
+    assert!(node.is_connected("evil"));
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn a_flood_of_tells_to_a_stuck_path_is_dropped_and_starves_nobody() {
+    let (ca, node, decent) = scene_with(|config| {
+        config.limits.inboxes_bytes = 256 << 10;
+        config.timings.inbox_wait_ms = 20;
+    })
+    .await;
+    node.serve::<Echo, _, _>("stuck", |_, _| std::future::pending());
+    let (evil, _control, _recv) = Evil::welcomed(&ca, &node).await;
+    let mut lane = evil.conn.open_uni().await.expect("the first");
+    let told = tell("stuck", &Echo("x".repeat(1_000)));
+    for _ in 0..4_000 {
+        within(lane.write_all(&told)).await.expect("open");
+    }
+    // Its own other paths go on.
+    within(lane.write_all(&tell("echo", &Echo("small".into())))).await.expect("open");
+    until(|| of_evil(&node).received_messages == 4_001).await;
+    // At 1,500 bytes each with what they cost, one being handled.
+    let kept = 4_001 - of_evil(&node).dropped_messages;
+    assert!((150..=180).contains(&kept), "{kept} kept");
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn a_flood_of_datagrams_costs_datagrams() {
+    let (ca, node, decent) = scene().await;
+    let (evil, _send, _recv) = Evil::welcomed(&ca, &node).await;
+    for n in 0..20_000u32 {
+        evil.conn.send_datagram(vec![(n % 251) as u8; 1_000].into()).expect("connected");
+        if n % 100 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    until(|| of_evil(&node).dropped_messages > 0).await;
+    assert!(node.is_connected("evil"));
+    serves(&ca, &node, &decent).await;
+    evil.conn.close(VarInt::from_u32(0), b"");
+    close(&[&node, &decent]).await;
+}
