@@ -62,6 +62,7 @@ use tokio::time::Instant;
 ///         TreeEvent::Exited { path, .. } => format!("{path} exited"),
 ///         TreeEvent::Restarting { path, in_ms, .. } => format!("{path} restarts in {in_ms} ms"), // with a backoff
 ///         TreeEvent::Stopped { path } => format!("{path} stopped"),
+///         TreeEvent::Stuck { path, doing, .. } => format!("{path} is stuck in {doing}"),
 ///     });
 /// }
 /// assert_eq!(seen, ["room/lamp started", "room started", "room/lamp exited", "room/lamp started"]);
