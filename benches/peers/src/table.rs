@@ -58,11 +58,22 @@ impl Row {
         Row { name, title: title.into(), figure, samples: vec![Vec::new(); columns], failures: BTreeMap::new() }
     }
 
-    /// Says whether a peer takes at least `factor` times as much as phalanx, if both were measured.
-    pub fn goal(&self, peer: &str, column: usize, factor: f64) {
-        if let Some(ratio) = self.ratio(column) {
-            let word = if ratio >= factor { "kept" } else { "**missed**" };
-            println!("- {}: {word}; {peer} takes {ratio:.2} times as much (goal: {factor:.2} or more)", self.title);
+    /// Says which of the peers take at least `factor` times as much as phalanx, and which do not. Peers are columns by the beginnings of
+    /// their titles.
+    pub fn goal(&self, columns: &[String], peers: &[&str], factor: f64) {
+        let measured = |peer: &&str| {
+            let column = columns.iter().position(|title| title.starts_with(*peer))?;
+            Some((self.ratio(column)?, peer.trim_end_matches(',').to_owned()))
+        };
+        let (kept, missed): (Vec<_>, Vec<_>) =
+            peers.iter().filter_map(measured).partition(|(ratio, _)| *ratio >= factor);
+        let list = |word: &str, peers: Vec<(f64, String)>| {
+            let peers: Vec<String> = peers.iter().map(|(ratio, peer)| format!("{peer} {ratio:.2}")).collect();
+            if peers.is_empty() { String::new() } else { format!("; {word} beside {}", peers.join(", ")) }
+        };
+        if !kept.is_empty() || !missed.is_empty() {
+            let (kept, missed) = (list("kept", kept), list("**missed**", missed));
+            println!("- {}: {factor:.2} times as much or more{kept}{missed}", self.title);
         }
     }
 

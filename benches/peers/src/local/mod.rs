@@ -250,7 +250,7 @@ and the bare process by hand, by whoever asked: references that others hold stay
 
 /// What was to be reached, and whether it was.
 fn goals(columns: &[String], rows: &[Row]) {
-    println!("Goals:");
+    println!("Goals, each a peer's time or memory beside phalanx's:");
     for (name, peers, factor) in [
         ("tell", &["actix"][..], 1.0 / 1.15),
         ("ask", &["actix"], 1.0 / 1.15),
@@ -259,14 +259,11 @@ fn goals(columns: &[String], rows: &[Row]) {
         ("restart", &PEERS, 1.0),
         ("storm", &PEERS, 1.0),
     ] {
-        let Some(row) = rows.iter().find(|row| row.name == name) else { continue };
-        for peer in peers {
-            if let Some(column) = columns.iter().position(|title| title.starts_with(peer)) {
-                row.goal(peer, column, factor);
-            }
+        if let Some(row) = rows.iter().find(|row| row.name == name) {
+            row.goal(columns, peers, factor);
         }
     }
 }
 
 /// All but bare tokio, by the beginnings of their columns' titles.
-const PEERS: [&str; 5] = ["actix", "ractor", "kameo", "Erlang/OTP", "Erlang,"];
+const PEERS: [&str; 5] = ["actix", "ractor", "kameo", "Erlang/OTP", "Erlang, bare"];

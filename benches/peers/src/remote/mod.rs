@@ -170,8 +170,7 @@ fn erlang_nodes(folder: &Path) -> Result<Vec<Process>, String> {
         .map_err(|e| format!("no free port: {e}"))?
         .port();
     // epmd does not end with its input; the shell sees to that.
-    let script =
-        "epmd -address 127.0.0.1 -port $1 & pid=$!; trap 'kill $pid; exit' INT TERM HUP; cat >/dev/null; kill $pid";
+    let script = "epmd -address 127.0.0.1 -port $1 2>/dev/null & pid=$!; trap 'kill $pid; exit' INT TERM HUP; cat >/dev/null; kill $pid; wait";
     let mut command = Command::new("sh");
     command.args(["-c", script, "epmd", &port.to_string()]);
     let epmd = Process::start(command)?;
@@ -234,7 +233,7 @@ quinn, none in Erlang.
 
 /// What was to be reached, and whether it was.
 fn goals(columns: &[String], rows: &[Row]) {
-    println!("Goals:");
+    println!("Goals, each a peer's time beside phalanx's:");
     for (name, peer, factor) in [
         ("tell-64", "Erlang", 3.0),
         ("ask-1", "Erlang", 1.0),
@@ -245,10 +244,8 @@ fn goals(columns: &[String], rows: &[Row]) {
         ("ask-64", "raw quinn", 1.0 / 1.15),
         ("body", "raw quinn", 1.0 / 1.15),
     ] {
-        let row = rows.iter().find(|row| row.name == name);
-        let column = columns.iter().position(|title| title.starts_with(peer));
-        if let (Some(row), Some(column)) = (row, column) {
-            row.goal(peer, column, factor);
+        if let Some(row) = rows.iter().find(|row| row.name == name) {
+            row.goal(columns, &[peer], factor);
         }
     }
 }
