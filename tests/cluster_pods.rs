@@ -138,7 +138,7 @@ fn a_killed_agent_process_adopts_its_containers() {
     cluster.until("back", |s| state(s, "n2") == "Ready" && support::node_of(s, "n2")["incarnation"] == 2);
     assert_eq!(cluster.settled(1), before);
     assert_eq!(cluster.pids(&uid), pids, "the same processes");
-    let pods = cluster.list("pods").expect("pods");
+    let pods = cluster.listed("pods");
     assert_eq!(pods[0]["status"]["containerStatuses"][0]["restartCount"], 0);
     // It is watched over as before.
     cluster.must(&["delete", "pod", "pinned"]);
@@ -179,7 +179,7 @@ fn no_acknowledged_write_is_lost_when_the_leader_is_killed() {
     });
     cluster.must(&["chaos", "start", &leader]);
     cluster.all_ready();
-    let maps = cluster.list("configmaps").expect("maps");
+    let maps = cluster.listed("configmaps");
     let there: BTreeSet<String> = maps.iter().map(|map| text(&map["metadata"]["name"])).collect();
     assert!(acknowledged.is_subset(&there), "lost: {:?}", acknowledged.difference(&there).collect::<Vec<_>>());
 }
@@ -206,7 +206,7 @@ fn a_pod_that_fits_nowhere_says_why_and_is_placed_when_it_fits() {
         let events = cluster.list("events").unwrap_or_default();
         events.iter().any(|e| e["reason"] == "FailedScheduling" && e["message"] == why)
     });
-    let pods = cluster.list("pods").expect("pods");
+    let pods = cluster.listed("pods");
     assert_eq!(pods[0]["status"]["phase"], "Pending");
     assert!(pods[0]["spec"]["nodeName"].is_null());
     cluster.apply(

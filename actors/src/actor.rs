@@ -3,6 +3,7 @@
 //! Must never name actix: it is an implementation detail of this crate.
 
 use crate::ctx::Ctx;
+use crate::error::AskError;
 use crate::exit::Exit;
 use crate::pid::{MonitorRef, Pid};
 use parking_lot::Mutex;
@@ -13,6 +14,11 @@ use tokio::sync::oneshot;
 ///
 /// A panic in any of these methods, or in `Drop`, is the actor's exit ([`Exit::Panic`]) and reaches its supervisor.
 #[allow(unused_variables)]
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an actor",
+    label = "not an actor",
+    note = "an actor is a type with `impl Actor for {Self} {{}}`; all of the trait's methods have defaults"
+)]
 pub trait Actor: Sized + 'static {
     /// Runs first, before any message (OTP `init`). An error means that the start failed: the supervisor is told so, and
     /// [`Actor::stopping`] is not run.
@@ -31,12 +37,22 @@ pub trait Actor: Sized + 'static {
 }
 
 /// Something that an actor can be told or asked.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a message",
+    label = "cannot be told or asked",
+    note = "write `impl Message for {Self} {{ type Reply = ..; }}`, with `()` as the reply of what is only told"
+)]
 pub trait Message: Send + 'static {
     /// The answer; `()` for what is only told.
     type Reply: Send + 'static;
 }
 
 /// How an actor handles a message of type `M`.
+#[diagnostic::on_unimplemented(
+    message = "actor `{Self}` does not handle message `{M}`",
+    label = "`{Self}` has no handler for `{M}`",
+    note = "implement `Handler<{M}> for {Self}`"
+)]
 pub trait Handler<M: Message>: Actor {
     /// Handles one message. Must not block: other actors share the thread. Use [`Ctx::pipe`] and [`Ctx::defer`] for what takes time.
     fn handle(&mut self, msg: M, ctx: &mut Ctx<Self>) -> Reply<M::Reply>;
@@ -77,11 +93,8 @@ pub struct Replier<R> {
     pid: Pid,
 }
 
-/// An answer on its way, or the news that there will be none.
-pub(crate) type Answer<R> = Result<R, NoReply>;
-/// The replier was dropped by an actor that lives on.
-#[derive(Debug)]
-pub(crate) struct NoReply;
+/// An answer on its way, or the news that there will be none. Boxed, because answers are many and such news are few.
+pub(crate) type Answer<R> = Result<R, Box<AskError>>;
 
 enum Slot<R> {
     Empty,
@@ -141,7 +154,7 @@ impl<R> Drop for Replier<R> {
     fn drop(&mut self) {
         // When the actor ends, the asker shall learn its exit: the closed channel leads it there.
         if !std::thread::panicking() && !self.pid.ending() {
-            self.give(Err(NoReply));
+            self.give(Err(Box::new(AskError::NoReply)));
         }
     }
 }

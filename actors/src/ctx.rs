@@ -6,14 +6,15 @@ use crate::actor::{Actor, Handler, Message, Replier, Reply};
 use crate::exit::Exit;
 use crate::panic::drop_guarded;
 use crate::pid::{Cancel, MonitorRef, Pid};
-use crate::refs::Ref;
+use crate::refs::{Inbox, Ref};
 use crate::shell::{ExitGuard, Report, Reporter};
-use crate::spec::SupervisorSpec;
+use crate::spec::{Mailbox, SupervisorSpec};
 use crate::supervisor::{SupervisorRef, launch};
 use crate::system::{Inner, System};
 use futures::StreamExt;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
@@ -35,7 +36,6 @@ pub struct Ctx<A: Actor> {
     /// Each is polled only when it was woken, however many there are.
     tasks: Option<Box<FuturesUnordered<Task<A>>>>,
     monitors: HashSet<MonitorRef>,
-    pumped: bool,
     stop: Option<Box<Exit>>,
     traps: bool,
     subtrees: Vec<(u64, Pid)>,
@@ -56,6 +56,11 @@ impl TaskRef {
     }
 }
 
+thread_local! {
+    /// Of the question that this thread handles. Not in each context: there may be as many as there are pods.
+    pub(crate) static DEADLINE: Cell<Option<Instant>> = const { Cell::new(None) };
+}
+
 impl<A: Actor> Ctx<A> {
     pub(crate) fn new(pid: Pid, system: Arc<Inner>, me: Ref<A>) -> Self {
         Ctx {
@@ -64,7 +69,6 @@ impl<A: Actor> Ctx<A> {
             me,
             tasks: None,
             monitors: HashSet::new(),
-            pumped: false,
             stop: None,
             traps: false,
             subtrees: Vec::new(),
@@ -95,6 +99,13 @@ impl<A: Actor> Ctx<A> {
     /// Ends the actor with this reason once the present call returns; messages that wait are dropped. The first reason counts.
     pub fn stop(&mut self, reason: Exit) {
         self.stop.get_or_insert_with(|| Box::new(reason));
+    }
+
+    /// Until when an answer to the question that is being handled is of use: the deadline of [`Ref::ask_until`] and
+    /// [`Ref::ask_timeout`]. `None` for all else, and in what runs after the handler has returned; so take it there along, for example
+    /// into [`Ref::ask_until`].
+    pub fn deadline(&self) -> Option<Instant> {
+        DEADLINE.get()
     }
 
     /// Runs a future beside the messages. It ends with the actor, and its panic is the actor's exit.
@@ -184,7 +195,7 @@ impl<A: Actor> Ctx<A> {
         let subtree = self.next_subtree;
         self.next_subtree += 1;
         let path: Arc<str> = format!("{}/{}", self.pid.path(), spec.id()).into();
-        let pid = self.system.pid(path, 0);
+        let pid = self.system.pid(path, Mailbox::NONE);
         let owner = self.pid.clone();
         let reporter = Reporter::new(move |report| {
             if let Report::Exited(exit) = report {
@@ -200,6 +211,10 @@ impl<A: Actor> Ctx<A> {
 
     pub(crate) fn pid_ref(&self) -> &Pid {
         &self.pid
+    }
+
+    pub(crate) fn inbox(&self) -> Arc<Inbox<A>> {
+        self.me.inbox().clone()
     }
 
     pub(crate) fn stopping(&self) -> bool {
@@ -224,11 +239,6 @@ impl<A: Actor> Ctx<A> {
         for monitor in self.monitors.drain() {
             monitor.cancel();
         }
-    }
-
-    /// True once: when there are tasks and nothing polls them yet.
-    pub(crate) fn wants_pump(&mut self) -> bool {
-        self.tasks.is_some() && !std::mem::replace(&mut self.pumped, true)
     }
 
     /// Polls the tasks that were woken, and hands what they bring to the actor.

@@ -7,7 +7,7 @@ use crate::exit::Exit;
 /// A message could not be put into a mailbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
-    /// The mailbox holds as many messages as it may. The message was dropped.
+    /// The mailbox holds as many messages as it may. The message was not put into it.
     #[error("the mailbox is full")]
     Full,
     /// The actor has ended or is ending.
@@ -30,9 +30,15 @@ pub enum AskError {
     /// The actor dropped its [`crate::Replier`].
     #[error("the actor chose not to answer")]
     NoReply,
-    /// The deadline passed. The actor may still handle the message.
+    /// The deadline passed. A handler that had begun runs on; a question that waited is not handled.
     #[error("no answer within the deadline")]
     Timeout,
+    /// The mailbox is full, and says so instead of making askers wait: [`crate::Overflow::Fail`].
+    #[error("the mailbox is full")]
+    Full,
+    /// The question waited in a full mailbox and was dropped for a newer message: [`crate::Overflow::DropOldest`].
+    #[error("the question was dropped from a full mailbox for a newer message")]
+    Dropped,
 }
 
 /// A supervisor could not be started.
@@ -55,7 +61,7 @@ pub enum ChildError {
     /// A child with this id runs already (OTP `already_started`).
     #[error("a child with this id is already running")]
     AlreadyStarted,
-    /// A child with this id is known but does not run (OTP `already_present`).
+    /// A child with this id is known but does not run now (OTP `already_present`).
     #[error("a child with this id is already present; restart or delete it")]
     AlreadyPresent,
     /// There is no child with this id (OTP `not_found`).
@@ -70,6 +76,9 @@ pub enum ChildError {
     /// The child was started and ended before it was up.
     #[error("the child failed to start: {0}")]
     StartFailed(Exit),
+    /// The specification contradicts itself, or its supervisor's (OTP `bad_combination`).
+    #[error("{0}")]
+    BadCombination(&'static str),
     /// The child was stopped by another command before it was up.
     #[error("the child was stopped before it was up")]
     Stopped,

@@ -44,15 +44,20 @@ pub enum Exit {
         /// The exit of that child.
         reason: Box<Exit>,
     },
+    /// It stopped in order, and says why (OTP `{shutdown, Term}`). Not abnormal.
+    ShutdownWith(String),
+    /// It had nothing to do, and says so instead of starting: from [`crate::Actor::started`] this is no failure. A temporary child is
+    /// forgotten, any other stays known and does not run (OTP `ignore`).
+    Ignore,
 }
 
 impl Exit {
     /// Whether a transient child that ends so is restarted.
     ///
-    /// OTP: `normal` and `shutdown` are not abnormal. A supervisor that gave up ([`Exit::RestartIntensity`]) is abnormal here,
+    /// OTP: `normal`, `shutdown` and `{shutdown, Term}` are not abnormal. A supervisor that gave up ([`Exit::RestartIntensity`]) is abnormal here,
     /// while OTP reports it as `shutdown`; so a transient subtree that gave up is restarted by its parent.
     pub fn is_abnormal(&self) -> bool {
-        !matches!(self, Exit::Normal | Exit::Shutdown)
+        !matches!(self, Exit::Normal | Exit::Shutdown | Exit::ShutdownWith(_) | Exit::Ignore)
     }
 }
 
@@ -70,6 +75,8 @@ impl fmt::Display for Exit {
             Exit::ArbiterGone => f.write_str("its thread is gone"),
             Exit::RestartIntensity { child, last } => write!(f, "child `{child}` crashed too often, last: {last}"),
             Exit::StartFailed { child, reason } => write!(f, "child `{child}` failed to start: {reason}"),
+            Exit::ShutdownWith(why) => write!(f, "shutdown: {why}"),
+            Exit::Ignore => f.write_str("nothing to do"),
         }
     }
 }

@@ -61,6 +61,10 @@ pub struct ActorInfo {
     pub queue_max: usize,
     /// Messages that this incarnation has handled.
     pub messages: u64,
+    /// Messages that all incarnations have accepted and none has handled: they waited when one ended, had to make room for newer ones
+    /// ([`crate::Overflow::DropOldest`]), or were questions that their askers took back.
+    #[serde(default)]
+    pub dropped: u64,
 }
 
 /// What an arbiter does at one moment.

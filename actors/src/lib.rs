@@ -44,6 +44,7 @@ mod ctx;
 mod error;
 mod exit;
 mod inspect;
+mod mailbox;
 mod panic;
 mod pid;
 mod refs;
@@ -53,6 +54,8 @@ mod spec;
 mod supervisor;
 mod system;
 
+pub mod docs;
+
 pub use actor::{Actor, Down, Handler, Later, Message, Replier, Reply};
 pub use ctx::{Ctx, TaskRef, TimerRef};
 pub use error::{AskError, BuildError, ChildError, SendError, StartError};
@@ -61,8 +64,8 @@ pub use inspect::{ActorInfo, ArbiterInfo, Kind, State, TREE_EVENTS, TreeEvent};
 pub use pid::{MonitorRef, Pid};
 pub use refs::{Named, Ref};
 pub use spec::{
-    Backoff, ChildSpec, MAILBOX_MESSAGES, Placement, RESTART_INTENSITY, RESTART_PERIOD_MS, Restart, Shutdown, Strategy,
-    SupervisorSpec, WORKER_SHUTDOWN_MS,
+    AutoShutdown, Backoff, ChildSpec, MAILBOX_MAX_MESSAGES, MAILBOX_MESSAGES, Overflow, Placement, RESTART_INTENSITY,
+    RESTART_PERIOD_MS, Restart, Shutdown, Strategy, SupervisorSpec, WORKER_SHUTDOWN_MS,
 };
 pub use supervisor::{ChildCount, ChildInfo, SupervisorRef};
 pub use system::{System, SystemBuilder};

@@ -62,6 +62,15 @@ pub(crate) fn drop_guarded<T>(value: T) {
     }
 }
 
+/// As [`drop_guarded`], for what is not the running actor's own: a panic in its `Drop` is nobody's exit.
+pub(crate) fn drop_foreign<T>(value: T) {
+    let own = take_drop_panic();
+    drop_guarded(value);
+    if let Some(panic) = IN_DROP.with(|slot| std::mem::replace(&mut *slot.borrow_mut(), own)) {
+        tracing::warn!(%panic, "a message that was not handled panicked in its drop");
+    }
+}
+
 /// The first panic in a `Drop` on this thread since the last call.
 pub(crate) fn take_drop_panic() -> Option<Exit> {
     IN_DROP.with(|slot| slot.borrow_mut().take())

@@ -5,15 +5,17 @@
 use crate::actor::Down;
 use crate::error::SendError;
 use crate::exit::Exit;
+use crate::mailbox::Backlog;
+use crate::spec::{Mailbox, Overflow};
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use tokio::sync::{Notify, oneshot};
 
@@ -50,14 +52,22 @@ struct Cell {
     control: Mutex<Control>,
 }
 
-/// How many messages are queued. actix's own bound grows with each sender, so this one decides.
+/// How many messages are queued, and what became of the others. actix's own bound grows with each sender, so this one decides.
 struct Account {
-    max: usize,
-    queued: AtomicUsize,
+    mailbox: Mailbox,
+    /// Messages that have room. [`CLOSED`] when there is room for none any more.
+    queued: AtomicU32,
+    waiting: AtomicU32,
+    /// Written by the actor's thread alone.
     handled: AtomicU64,
-    waiting: AtomicUsize,
-    room: Notify,
+    /// Accepted, and not handled.
+    dropped: AtomicU64,
+    /// Made for the first who waits for room.
+    room: OnceLock<Box<Notify>>,
 }
+
+/// More than any mailbox holds, so that one look tells both whether it is closed and whether it is full.
+const CLOSED: u32 = 1 << 31;
 
 #[derive(Default)]
 struct Control {
@@ -70,6 +80,8 @@ struct Control {
 #[derive(Default)]
 struct Ties {
     stop: Option<Exit>,
+    /// Where the messages of the actor lie, if not in actix's channel. Left there for the next incarnation when it ends.
+    backlog: Option<Arc<dyn Backlog>>,
     watchers: BTreeMap<u64, Watcher>,
     links: Vec<Pid>,
     /// At most one for each monitor and link that the actor made, or that was made to it.
@@ -90,18 +102,19 @@ pub(crate) enum Signal {
 }
 
 impl Pid {
-    pub(crate) fn new(id: u64, path: Arc<str>, mailbox: usize) -> Self {
+    pub(crate) fn new(id: u64, path: Arc<str>, mailbox: Mailbox) -> Self {
         Pid(Arc::new(Cell {
             id,
             path,
             flags: AtomicU8::new(0),
             waker: AtomicWaker::new(),
             mailbox: Account {
-                max: mailbox,
-                queued: AtomicUsize::new(0),
+                mailbox,
+                queued: AtomicU32::new(0),
+                waiting: AtomicU32::new(0),
                 handled: AtomicU64::new(0),
-                waiting: AtomicUsize::new(0),
-                room: Notify::new(),
+                dropped: AtomicU64::new(0),
+                room: OnceLock::new(),
             },
             control: Mutex::default(),
         }))
@@ -196,10 +209,25 @@ impl Pid {
         self.raise(SUBTREE);
     }
 
-    /// From now on messages are refused.
+    /// Whether there are requests to take.
+    pub(crate) fn requested(&self) -> bool {
+        self.0.flags.load(Relaxed) & REQUESTS != 0
+    }
+
+    /// From now on messages are refused; those that wait will not be handled by this incarnation.
     pub(crate) fn set_ending(&self) {
         self.0.flags.fetch_or(ENDING, AcqRel);
-        self.0.mailbox.room.notify_waiters();
+        let mailbox = &self.0.mailbox;
+        let left = mailbox.queued.swap(CLOSED, SeqCst);
+        // What lies in a ring is counted when it is dropped, if it is.
+        if left & CLOSED == 0 && !mailbox.mailbox.has_ring() {
+            self.count_dropped(left.into());
+        }
+        if mailbox.waiting.load(SeqCst) > 0
+            && let Some(room) = mailbox.room.get()
+        {
+            room.notify_waiters();
+        }
     }
 
     pub(crate) fn ending(&self) -> bool {
@@ -214,7 +242,7 @@ impl Pid {
                 return;
             }
             control.exit = Some(Box::new(exit.clone()));
-            self.0.flags.fetch_or(ENDING | DEAD, AcqRel);
+            self.0.flags.fetch_or(DEAD, AcqRel);
             match &mut control.ties {
                 Some(ties) => {
                     ties.signals = VecDeque::new();
@@ -223,7 +251,7 @@ impl Pid {
                 None => Default::default(),
             }
         };
-        self.0.mailbox.room.notify_waiters();
+        self.set_ending();
         for (watch, watcher) in watchers {
             match watcher {
                 Watcher::Monitor(by) => {
@@ -313,29 +341,33 @@ impl Pid {
 
     // ---- the account of the mailbox ---------------------------------------------------------------------------------------
 
-    /// Takes room for one message.
-    pub(crate) fn reserve(&self) -> Result<(), SendError> {
-        if self.ending() {
-            return Err(SendError::Closed);
-        }
-        let mailbox = &self.0.mailbox;
-        mailbox
-            .queued
-            .fetch_update(SeqCst, SeqCst, |queued| (queued < mailbox.max).then_some(queued + 1))
-            .map(|_| ())
-            .map_err(|_| SendError::Full)
+    pub(crate) fn mailbox(&self) -> Mailbox {
+        self.0.mailbox.mailbox
     }
 
-    /// Waits for room. Fails only when the actor ends.
+    /// Takes room for one message.
+    pub(crate) fn reserve(&self) -> Result<(), SendError> {
+        let mailbox = &self.0.mailbox;
+        let max = mailbox.mailbox.messages;
+        match mailbox.queued.fetch_update(SeqCst, SeqCst, |queued| (queued < max).then_some(queued + 1)) {
+            Ok(_) => Ok(()),
+            Err(queued) if queued & CLOSED != 0 => Err(SendError::Closed),
+            Err(_) => Err(SendError::Full),
+        }
+    }
+
+    /// Waits for room, if the mailbox makes senders wait; then it fails only when the actor ends.
     pub(crate) async fn reserve_when_free(&self) -> Result<(), SendError> {
         match self.reserve() {
-            Err(SendError::Full) => {}
+            Err(SendError::Full) if self.0.mailbox.mailbox.overflow == Overflow::Wait => {}
             done => return done,
         }
         let mailbox = &self.0.mailbox;
+        // Made before it is counted: who sees that someone waits finds where.
+        let room = mailbox.room.get_or_init(Box::default);
         let _waiting = Waiting::new(&mailbox.waiting);
         loop {
-            let mut room = std::pin::pin!(mailbox.room.notified());
+            let mut room = std::pin::pin!(room.notified());
             // Enabled before the next look, so that room made in between is not missed.
             room.as_mut().enable();
             match self.reserve() {
@@ -349,22 +381,81 @@ impl Pid {
     pub(crate) fn release(&self) {
         let mailbox = &self.0.mailbox;
         mailbox.queued.fetch_sub(1, SeqCst);
-        if mailbox.waiting.load(SeqCst) > 0 {
-            mailbox.room.notify_one();
+        if mailbox.waiting.load(SeqCst) > 0
+            && let Some(room) = mailbox.room.get()
+        {
+            room.notify_one();
         }
-        mailbox.handled.fetch_add(1, Relaxed);
+    }
+
+    /// A ring took a message for which no room was reserved.
+    pub(crate) fn count_queued(&self) {
+        self.0.mailbox.queued.fetch_add(1, SeqCst);
+    }
+
+    /// Messages of the incarnation before.
+    pub(crate) fn start_with(&self, messages: usize) {
+        self.0.mailbox.queued.store(u32::try_from(messages).unwrap_or(CLOSED - 1), SeqCst);
+    }
+
+    /// Called by the actor's thread alone.
+    pub(crate) fn count_handled(&self) {
+        let handled = &self.0.mailbox.handled;
+        handled.store(handled.load(Relaxed) + 1, Relaxed);
+    }
+
+    pub(crate) fn count_dropped(&self, messages: u64) {
+        self.0.mailbox.dropped.fetch_add(messages, Relaxed);
     }
 
     pub(crate) fn queue_len(&self) -> usize {
-        self.0.mailbox.queued.load(Relaxed)
+        match self.0.mailbox.queued.load(Relaxed) {
+            queued if queued & CLOSED == 0 => queued as usize,
+            _ => 0,
+        }
     }
 
     pub(crate) fn queue_max(&self) -> usize {
-        self.0.mailbox.max
+        self.0.mailbox.mailbox.messages as usize
     }
 
     pub(crate) fn messages(&self) -> u64 {
         self.0.mailbox.handled.load(Relaxed)
+    }
+
+    /// Messages that this incarnation accepted and did not handle.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.0.mailbox.dropped.load(Relaxed)
+    }
+
+    // ---- the ring, where it has one -----------------------------------------------------------------------------------------
+
+    pub(crate) fn backlog(&self) -> Option<Arc<dyn Backlog>> {
+        self.0.control.lock().ties.as_ref()?.backlog.clone()
+    }
+
+    pub(crate) fn set_backlog(&self, backlog: Arc<dyn Backlog>) {
+        self.0.control.lock().ties().backlog = Some(backlog);
+    }
+
+    /// Takes from an incarnation that has ended what it leaves to the next one.
+    pub(crate) fn take_backlog(&self) -> Option<Arc<dyn Backlog>> {
+        if !self.mailbox().has_ring() {
+            return None;
+        }
+        self.0.control.lock().ties.as_mut()?.backlog.take()
+    }
+
+    /// The incarnation has ended, its counts are final. A ring that is not kept is emptied.
+    pub(crate) fn close_backlog(&self) {
+        let mailbox = self.mailbox();
+        if mailbox.keep {
+            if let Some(backlog) = self.backlog() {
+                backlog.close();
+            }
+        } else if let Some(backlog) = self.take_backlog() {
+            self.count_dropped(backlog.abandon(None) as u64);
+        }
     }
 }
 
@@ -426,10 +517,10 @@ impl Drop for Unwatch<'_> {
     }
 }
 
-struct Waiting<'a>(&'a AtomicUsize);
+struct Waiting<'a>(&'a AtomicU32);
 
 impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
+    fn new(count: &'a AtomicU32) -> Self {
         count.fetch_add(1, SeqCst);
         Waiting(count)
     }

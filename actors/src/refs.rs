@@ -5,54 +5,88 @@
 use crate::actor::{Actor, Answer, Handler, Message};
 use crate::error::{AskError, SendError};
 use crate::exit::Exit;
-use crate::panic::drop_guarded;
+use crate::mailbox::{Answerer, Letter, Parcel, Posted, Pull, Put, Question, Ring, Timed};
+use crate::panic::drop_foreign;
 use crate::pid::Pid;
 use crate::shell::Host;
+use crate::spec::Overflow;
 use crate::system::Inner;
+use actix::dev::EnvelopeProxy;
+use parking_lot::Mutex;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 /// The receiving end of one incarnation.
 pub(crate) struct Inbox<A: Actor> {
     pid: Pid,
     address: actix::Addr<Host<A>>,
+    /// Where the messages are, if not in actix's channel.
+    ring: Option<Arc<Ring<A>>>,
 }
 
 impl<A: Actor> Inbox<A> {
-    pub(crate) fn new(pid: Pid, address: actix::Addr<Host<A>>) -> Self {
-        Inbox { pid, address }
-    }
-}
-
-/// A message with the one who waits for its answer, if any.
-pub(crate) struct Question<M: Message> {
-    /// `None` only once it was taken.
-    message: Option<M>,
-    asker: Option<Asker<M>>,
-}
-
-/// Whoever waits for an answer.
-type Asker<M> = oneshot::Sender<Answer<<M as Message>::Reply>>;
-
-impl<M: Message> Question<M> {
-    /// Whoever asked does not wait any more: it would be work for nobody.
-    pub(crate) fn given_up(&self) -> bool {
-        self.asker.as_ref().is_some_and(oneshot::Sender::is_closed)
+    pub(crate) fn new(pid: Pid, address: actix::Addr<Host<A>>, ring: Option<Arc<Ring<A>>>) -> Self {
+        let inbox = Inbox { pid, address, ring };
+        if inbox.ring.as_ref().is_some_and(|ring| ring.adopt(&inbox.pid)) {
+            inbox.pull();
+        }
+        inbox
     }
 
-    pub(crate) fn into_parts(mut self) -> (Option<M>, Option<Asker<M>>) {
-        (self.message.take(), self.asker.take())
+    pub(crate) fn address(&self) -> actix::Addr<Host<A>> {
+        self.address.clone()
     }
-}
 
-impl<M: Message> Drop for Question<M> {
-    fn drop(&mut self) {
-        // A panic in the Drop of one message must not lose those behind it, nor their askers.
-        if let Some(message) = self.message.take() {
-            drop_guarded(message);
+    pub(crate) fn ring(&self) -> Option<&Ring<A>> {
+        self.ring.as_deref()
+    }
+
+    /// Has the actor look into its ring.
+    pub(crate) fn pull(&self) {
+        self.address.do_send(Parcel::new(Pull));
+    }
+
+    /// Not bounded by actix: the room was taken from the account of the pid.
+    fn put(&self, content: impl EnvelopeProxy<Host<A>> + Send + 'static) {
+        self.address.do_send(Parcel::new(content));
+    }
+
+    /// Puts a letter into the ring; there is room, or the oldest goes.
+    fn post(&self, ring: &Ring<A>, letter: Box<dyn Letter<A>>) -> Result<(), SendError> {
+        let mailbox = self.pid.mailbox();
+        let max = (mailbox.overflow == Overflow::DropOldest).then_some(mailbox.messages as usize);
+        match ring.put(&self.pid, letter, max) {
+            Put::Done { pull } => {
+                if pull {
+                    self.pull();
+                }
+            }
+            Put::Instead(mut oldest) => {
+                oldest.refuse(AskError::Dropped);
+                drop_foreign(oldest);
+            }
+            Put::Closed => return Err(SendError::Closed),
+        }
+        Ok(())
+    }
+
+    /// Takes room in the ring, unless it is made by dropping.
+    fn reserve(&self) -> Result<(), SendError> {
+        match self.pid.mailbox().overflow {
+            Overflow::DropOldest if self.pid.ending() => Err(SendError::Closed),
+            Overflow::DropOldest => Ok(()),
+            Overflow::Wait | Overflow::Fail => self.pid.reserve(),
+        }
+    }
+
+    async fn reserve_when_free(&self) -> Result<(), SendError> {
+        match self.reserve() {
+            Err(SendError::Full) => self.pid.reserve_when_free().await,
+            done => done,
         }
     }
 }
@@ -65,56 +99,118 @@ impl<A: Actor> Ref<A> {
         Ref(inbox)
     }
 
+    pub(crate) fn inbox(&self) -> &Arc<Inbox<A>> {
+        &self.0
+    }
+
     /// The identity of the incarnation.
     pub fn pid(&self) -> Pid {
         self.0.pid.clone()
     }
 
-    /// Puts a message into the mailbox, never waits (OTP `cast`). No promise that it is handled: the actor may end first.
+    /// Puts a message into the mailbox, never waits (OTP `cast`). When the mailbox is full, its [`Overflow`] decides: the message is
+    /// refused, or the oldest one that waits makes room. No promise that it is handled: the actor may end first.
     pub fn tell<M: Message>(&self, message: M) -> Result<(), SendError>
     where
         A: Handler<M>,
     {
+        if let Some(ring) = &self.0.ring {
+            self.0.reserve()?;
+            return self.0.post(ring, posted(message, None, None, None));
+        }
         self.0.pid.reserve()?;
-        self.put(message, None);
+        self.0.put(Question::new(message, None));
         Ok(())
     }
 
-    /// As [`Ref::tell`], but waits while the mailbox is full. A task that sends without end gives its thread back now and then, also
-    /// when there is always room: it takes part in tokio's cooperative budget.
+    /// As [`Ref::tell`], but waits while the mailbox is full, if its [`Overflow`] says so. A task that sends without end gives its
+    /// thread back now and then, also when there is always room: it takes part in tokio's cooperative budget.
     pub async fn send<M: Message>(&self, message: M) -> Result<(), SendError>
     where
         A: Handler<M>,
     {
         tokio::task::coop::consume_budget().await;
+        if let Some(ring) = &self.0.ring {
+            self.0.reserve_when_free().await?;
+            return self.0.post(ring, posted(message, None, None, None));
+        }
         self.0.pid.reserve_when_free().await?;
-        self.put(message, None);
+        self.0.put(Question::new(message, None));
         Ok(())
     }
 
-    /// Waits for room in the mailbox, then for the answer (OTP `call` without a time limit).
+    /// Waits for room in the mailbox, then for the answer (OTP `call` without a time limit). Dropped before it is ready, it takes the
+    /// question back: one that waits in the mailbox then is not handled.
     pub async fn ask<M: Message>(&self, message: M) -> Result<M::Reply, AskError>
     where
         A: Handler<M>,
     {
-        if self.0.pid.reserve_when_free().await.is_err() {
-            return Err(self.gone().await);
+        if let Some(ring) = &self.0.ring {
+            return Box::pin(self.ask_ring(ring, message, None)).await;
+        }
+        if let Err(refused) = self.0.pid.reserve_when_free().await {
+            return Err(self.refused(refused).await);
         }
         let (tx, rx) = oneshot::channel();
-        self.put(message, Some(tx));
-        match rx.await {
-            Ok(Ok(reply)) => Ok(reply),
-            Ok(Err(_)) => Err(AskError::NoReply),
-            Err(_) => Err(AskError::Exited(self.0.pid.exited().await)),
-        }
+        self.0.put(Question::new(message, Some(tx)));
+        answered(rx, || self.0.pid.clone()).await
     }
 
-    /// As [`Ref::ask`], for at most `limit`.
+    /// As [`Ref::ask`], for at most `limit`. See [`Ref::ask_until`].
     pub async fn ask_timeout<M: Message>(&self, message: M, limit: Duration) -> Result<M::Reply, AskError>
     where
         A: Handler<M>,
     {
-        tokio::time::timeout(limit, self.ask(message)).await.unwrap_or(Err(AskError::Timeout))
+        self.ask_until(message, Instant::now().checked_add(limit)).await
+    }
+
+    /// As [`Ref::ask`], until `deadline` at most; `None` is without limit. The actor knows the deadline: a question whose deadline has
+    /// passed is not handled, and the handler of one finds it in [`Ctx::deadline`](crate::Ctx::deadline), so that the questions which
+    /// it asks in turn can have the same.
+    pub async fn ask_until<M: Message>(
+        &self,
+        message: M,
+        deadline: impl Into<Option<Instant>>,
+    ) -> Result<M::Reply, AskError>
+    where
+        A: Handler<M>,
+    {
+        let Some(deadline) = deadline.into() else { return self.ask(message).await };
+        if deadline <= Instant::now() {
+            return Err(AskError::Timeout);
+        }
+        let asked = async {
+            if let Some(ring) = &self.0.ring {
+                return Box::pin(self.ask_ring(ring, message, Some(deadline))).await;
+            }
+            if let Err(refused) = self.0.pid.reserve_when_free().await {
+                return Err(self.refused(refused).await);
+            }
+            let (tx, rx) = oneshot::channel();
+            self.0.put(Timed { question: Question::new(message, Some(tx)), deadline });
+            answered(rx, || self.0.pid.clone()).await
+        };
+        tokio::time::timeout_at(deadline, asked).await.unwrap_or(Err(AskError::Timeout))
+    }
+
+    async fn ask_ring<M: Message>(
+        &self,
+        ring: &Ring<A>,
+        message: M,
+        deadline: Option<Instant>,
+    ) -> Result<M::Reply, AskError>
+    where
+        A: Handler<M>,
+    {
+        if let Err(refused) = self.0.reserve_when_free().await {
+            return Err(self.refused(refused).await);
+        }
+        let (tx, rx) = oneshot::channel();
+        let answerer = self.0.pid.mailbox().keep.then(|| Arc::new(Mutex::new(self.0.pid.clone())));
+        if let Err(refused) = self.0.post(ring, posted(message, Some(tx), deadline, answerer.clone())) {
+            return Err(self.refused(refused).await);
+        }
+        answered(rx, || answerer.map_or_else(|| self.0.pid.clone(), |answerer| answerer.lock().clone())).await
     }
 
     /// Asks it to stop. See [`Pid::stop`].
@@ -127,19 +223,30 @@ impl<A: Actor> Ref<A> {
         self.0.pid.kill();
     }
 
-    async fn gone(&self) -> AskError {
+    async fn refused(&self, why: SendError) -> AskError {
         match self.0.pid.exit() {
+            _ if why == SendError::Full => AskError::Full,
             Some(_) => AskError::NoProc,
             None => AskError::Exited(self.0.pid.exited().await),
         }
     }
+}
 
-    fn put<M: Message>(&self, message: M, asker: Option<Asker<M>>)
-    where
-        A: Handler<M>,
-    {
-        // Not bounded by actix: the room was taken from the account of the pid.
-        self.0.address.do_send(Question { message: Some(message), asker });
+fn posted<A: Handler<M>, M: Message>(
+    message: M,
+    asker: Option<oneshot::Sender<Answer<M::Reply>>>,
+    deadline: Option<Instant>,
+    answerer: Option<Answerer>,
+) -> Box<dyn Letter<A>> {
+    Box::new(Posted { question: Question::new(message, asker), deadline, answerer })
+}
+
+/// Waits for the answer. When there will be none, and nobody said why, the one who had to answer has ended.
+async fn answered<R>(answer: oneshot::Receiver<Answer<R>>, answerer: impl FnOnce() -> Pid) -> Result<R, AskError> {
+    match answer.await {
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(why)) => Err(*why),
+        Err(_) => Err(AskError::Exited(answerer().exited().await)),
     }
 }
 
@@ -207,6 +314,18 @@ impl<A: Actor> Named<A> {
         A: Handler<M>,
     {
         self.resolve().ok_or(AskError::NoProc)?.ask_timeout(message, limit).await
+    }
+
+    /// See [`Ref::ask_until`].
+    pub async fn ask_until<M: Message>(
+        &self,
+        message: M,
+        deadline: impl Into<Option<Instant>>,
+    ) -> Result<M::Reply, AskError>
+    where
+        A: Handler<M>,
+    {
+        self.resolve().ok_or(AskError::NoProc)?.ask_until(message, deadline).await
     }
 
     /// The pid of the present incarnation.

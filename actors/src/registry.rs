@@ -27,6 +27,8 @@ struct Node {
     since: Instant,
     restarts: u32,
     last_exit: Option<Box<Exit>>,
+    /// Messages that earlier incarnations did not handle.
+    dropped: u64,
     live: Option<(Pid, Option<AnyInbox>)>,
 }
 
@@ -57,6 +59,7 @@ impl Registry {
             since: Instant::now(),
             restarts: 0,
             last_exit: None,
+            dropped: 0,
             live: None,
         });
         if node.live.is_some() {
@@ -85,6 +88,7 @@ impl Registry {
         self.update(pid, |node| {
             node.state = Life::Stopped;
             node.last_exit = Some(Box::new(exit.clone()));
+            node.dropped += pid.dropped();
             gone = node.live.take();
         });
         drop(gone); // outside the lock: the mailbox may hold messages whose Drop does anything
@@ -101,6 +105,13 @@ impl Registry {
     pub(crate) fn stopped(&self, path: &str) {
         if let Some(node) = self.nodes.write().get_mut(path).filter(|node| node.live.is_none()) {
             node.state = Life::Stopped;
+        }
+    }
+
+    /// Messages that earlier incarnations left behind, and no later one will handle.
+    pub(crate) fn dropped(&self, path: &str, messages: u64) {
+        if let Some(node) = self.nodes.write().get_mut(path) {
+            node.dropped += messages;
         }
     }
 
@@ -165,6 +176,7 @@ impl Node {
             queue_len: pid.map_or(0, Pid::queue_len),
             queue_max: pid.map_or(0, Pid::queue_max),
             messages: pid.map_or(0, Pid::messages),
+            dropped: self.dropped + pid.map_or(0, Pid::dropped),
         }
     }
 }

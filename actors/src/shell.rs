@@ -1,31 +1,35 @@
-//! The future that runs one incarnation of an actor: it owns actix's, polls it where a panic cannot escape, takes signals out of band, and
+//! The future that runs one incarnation of an actor: it polls actix's mailbox where a panic cannot escape, takes signals out of band, and
 //! reports one start at most and exactly one exit, whatever happens.
 //!
 //! ```text
 //!   New ──started──▶ Running ──stop, escalation, link──▶ Ending (own subtrees end) ──stopping──▶ gone
 //!                      └──────── panic, kill ──────────▶ Ending (subtrees are killed) ─────────▶ gone
 //! ```
-//! Must never drop a living `ContextFut`: actix would poll the actor once more on whatever state a panic left. Made by
-//! [`WorkerFactory`], spawned on an arbiter.
+//! Of actix it uses the channel and the mailbox, not the `ContextFut` around them: that polls the actor once more when it is dropped, on
+//! whatever state a panic left, and is larger than all the rest. Must never run user code of an actor that a panic has ended. Made
+//! by [`WorkerFactory`], spawned on an arbiter.
 
 use crate::actor::{Actor, Handler, Message};
 use crate::arbiter::Heartbeat;
-use crate::ctx::Ctx;
+use crate::ctx::{Ctx, DEADLINE};
+use crate::error::AskError;
 use crate::exit::Exit;
 use crate::inspect::TreeEvent;
+use crate::mailbox::{Parcel, Question, Ring};
 use crate::panic::{drop_guarded, guarded, guarded_inside, take_drop_panic};
 use crate::pid::{Entered, KILL, Pid, SIGNAL, STOP, SUBTREE, Signal};
-use crate::refs::{Inbox, Question, Ref};
+use crate::refs::{Inbox, Ref};
 use crate::registry::AnyInbox;
 use crate::system::Inner;
 use actix::dev::channel::{AddressReceiver, channel};
-use actix::dev::{AsyncContextParts, ContextFut, ContextParts, Envelope, Mailbox, ToEnvelope};
+use actix::dev::{Envelope, Mailbox, ToEnvelope};
 use actix::{ActorContext, ActorState, AsyncContext, SpawnHandle};
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use tokio::time::Instant;
 
 /// How many messages an actor handles before others of its arbiter get their turn.
 const TURN_MESSAGES: u32 = 64;
@@ -89,8 +93,11 @@ impl ExitGuard {
         if std::mem::replace(&mut self.done, true) {
             return;
         }
+        self.pid.set_ending();
+        self.pid.close_backlog();
         if exit.is_abnormal() && exit != Exit::Killed {
-            tracing::warn!(path = self.pid.path(), pid = self.pid.id(), %exit, "actor exited");
+            let dropped = self.pid.dropped();
+            tracing::warn!(path = self.pid.path(), pid = self.pid.id(), %exit, dropped, "actor exited");
         }
         self.system.registry.leave(&self.pid, &exit);
         self.system.event(|| TreeEvent::Exited {
@@ -138,7 +145,8 @@ impl<A: Actor, F: Fn() -> A + Send + Sync + 'static> Factory for WorkerFactory<F
     fn prepare(self: Arc<Self>, pid: &Pid, system: &Arc<Inner>) -> (AnyInbox, Boot) {
         // actix's own capacity does not matter: the account of the pid decides before it is asked.
         let (sender, receiver) = channel::<Host<A>>(16);
-        let inbox = Arc::new(Inbox::new(pid.clone(), actix::Addr::new(sender)));
+        let ring = pid.mailbox().has_ring().then(|| ring::<A>(pid));
+        let inbox = Arc::new(Inbox::new(pid.clone(), actix::Addr::new(sender), ring));
         let (pid, system, own) = (pid.clone(), system.clone(), inbox.clone());
         let boot: Boot = Box::new(move |mut exit: ExitGuard| {
             let entered = Entered::new(&pid);
@@ -155,6 +163,18 @@ impl<A: Actor, F: Fn() -> A + Send + Sync + 'static> Factory for WorkerFactory<F
     }
 }
 
+/// The ring of the incarnation before, or a new one.
+fn ring<A: Actor>(pid: &Pid) -> Arc<Ring<A>> {
+    if let Some(kept) = pid.backlog()
+        && let Ok(ring) = kept.into_any().downcast()
+    {
+        return ring;
+    }
+    let ring = Arc::new(Ring::new());
+    pid.set_backlog(ring.clone());
+    ring
+}
+
 // ---- actix's side ------------------------------------------------------------------------------------------------------------
 
 /// What actix takes for the actor. The state itself lies in the context, where the shell reaches it, too.
@@ -166,7 +186,6 @@ impl<A: Actor> actix::Actor for Host<A> {
 
 /// What actix takes for the context.
 pub(crate) struct Engine<A: Actor> {
-    parts: ContextParts<Host<A>>,
     /// `None` only once the state was dropped.
     actor: Option<Box<A>>,
     ctx: Ctx<A>,
@@ -177,93 +196,90 @@ pub(crate) struct Engine<A: Actor> {
 }
 
 impl<A: Actor> Engine<A> {
-    /// Has actix poll what the user's code has spawned.
-    fn flush(&mut self) {
-        if self.ctx.wants_pump() {
-            self.parts.spawn(Pump);
+    /// Whether no message is to be handled now: the turn is over, the actor ends, or a signal is first.
+    #[inline]
+    pub(crate) fn busy(&self) -> bool {
+        self.left == 0 || self.ctx.stopping() || self.panicked.is_some() || self.ctx.pid_ref().requested()
+    }
+
+    pub(crate) fn pid(&self) -> &Pid {
+        self.ctx.pid_ref()
+    }
+
+    pub(crate) fn inbox(&self) -> Arc<Inbox<A>> {
+        self.ctx.inbox()
+    }
+
+    /// A message has reached the actor.
+    #[inline]
+    pub(crate) fn deliver<M: Message>(&mut self, question: &mut Question<M>, deadline: Option<Instant>)
+    where
+        A: Handler<M>,
+    {
+        self.left = self.left.saturating_sub(1);
+        let pid = self.ctx.pid_ref();
+        pid.release();
+        if question.given_up() {
+            return pid.count_dropped(1);
+        }
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            // Its asker will learn it from its own clock; perhaps that has no turn for a while.
+            question.refuse(AskError::Timeout);
+            return pid.count_dropped(1);
+        }
+        let (Some(actor), (Some(message), asker)) = (&mut self.actor, question.take()) else { return };
+        pid.count_handled();
+        if deadline.is_some() {
+            DEADLINE.set(deadline);
+        }
+        let ctx = &mut self.ctx;
+        if let Some(panic) = guarded_inside(|| actor.handle(message, ctx).resolve(asker)) {
+            self.panicked = Some(Box::new(panic));
+        }
+        if deadline.is_some() {
+            DEADLINE.set(None);
         }
     }
 }
 
+/// actix asks for it, and nobody uses it: what an actor spawns is run by its own [`Ctx`].
 impl<A: Actor> ActorContext for Engine<A> {
-    fn stop(&mut self) {
-        self.parts.stop();
-    }
-    fn terminate(&mut self) {
-        self.parts.terminate();
-    }
+    fn stop(&mut self) {}
+    fn terminate(&mut self) {}
     fn state(&self) -> ActorState {
-        self.parts.state()
+        ActorState::Running
     }
 }
 
 impl<A: Actor> AsyncContext<Host<A>> for Engine<A> {
-    fn spawn<F: actix::ActorFuture<Host<A>, Output = ()> + 'static>(&mut self, fut: F) -> SpawnHandle {
-        self.parts.spawn(fut)
+    fn spawn<F: actix::ActorFuture<Host<A>, Output = ()> + 'static>(&mut self, _: F) -> SpawnHandle {
+        SpawnHandle::default()
     }
-    fn wait<F: actix::ActorFuture<Host<A>, Output = ()> + 'static>(&mut self, fut: F) {
-        self.parts.wait(fut);
-    }
+    fn wait<F: actix::ActorFuture<Host<A>, Output = ()> + 'static>(&mut self, _: F) {}
     fn waiting(&self) -> bool {
-        // actix asks before it takes each message: this is where a turn ends.
-        self.left == 0 || self.ctx.stopping() || self.panicked.is_some() || self.parts.waiting()
+        // The one question that matters: actix's mailbox asks it before it takes each message.
+        self.busy()
     }
-    fn cancel_future(&mut self, handle: SpawnHandle) -> bool {
-        self.parts.cancel_future(handle)
+    fn cancel_future(&mut self, _: SpawnHandle) -> bool {
+        false
     }
     fn address(&self) -> actix::Addr<Host<A>> {
-        self.parts.address()
+        self.inbox().address()
     }
 }
 
-impl<A: Actor> AsyncContextParts<Host<A>> for Engine<A> {
-    fn parts(&mut self) -> &mut ContextParts<Host<A>> {
-        &mut self.parts
-    }
-}
-
-/// A message on its way through actix.
-impl<M: Message> actix::Message for Question<M> {
-    type Result = ();
-}
-
-impl<A: Handler<M>, M: Message> actix::Handler<Question<M>> for Host<A> {
+/// For the types only: a parcel's content handles itself.
+impl<A: Actor> actix::Handler<Parcel<A>> for Host<A> {
     type Result = ();
 
-    fn handle(&mut self, question: Question<M>, engine: &mut Engine<A>) {
-        engine.left = engine.left.saturating_sub(1);
-        engine.ctx.pid_ref().release();
-        if question.given_up() {
-            return;
-        }
-        let (Some(actor), (Some(message), asker)) = (&mut engine.actor, question.into_parts()) else { return };
-        let ctx = &mut engine.ctx;
-        if let Some(panic) = guarded_inside(|| actor.handle(message, ctx).resolve(asker)) {
-            engine.panicked = Some(Box::new(panic));
-        } else {
-            engine.flush();
-        }
+    fn handle(&mut self, parcel: Parcel<A>, engine: &mut Engine<A>) {
+        actix::dev::EnvelopeProxy::handle(&mut parcel.into_envelope(), self, engine);
     }
 }
 
-impl<A: Handler<M>, M: Message> ToEnvelope<Host<A>, Question<M>> for Engine<A> {
-    fn pack(message: Question<M>, asker: Option<tokio::sync::oneshot::Sender<()>>) -> Envelope<Host<A>> {
-        Envelope::new(message, asker)
-    }
-}
-
-/// The one future that actix runs in each actor that has tasks: actix polls all of its futures in each turn, ours only those woken.
-struct Pump;
-
-impl<A: Actor> actix::ActorFuture<Host<A>> for Pump {
-    type Output = ();
-
-    fn poll(self: Pin<&mut Self>, _: &mut Host<A>, engine: &mut Engine<A>, cx: &mut Context<'_>) -> Poll<()> {
-        // What a panic left behind runs no more.
-        if let Some(actor) = engine.actor.as_mut().filter(|_| engine.panicked.is_none()) {
-            engine.ctx.pump(actor, cx);
-        }
-        Poll::Pending
+impl<A: Actor> ToEnvelope<Host<A>, Parcel<A>> for Engine<A> {
+    fn pack(parcel: Parcel<A>, _: Option<tokio::sync::oneshot::Sender<()>>) -> Envelope<Host<A>> {
+        parcel.into_envelope()
     }
 }
 
@@ -279,8 +295,14 @@ enum Phase {
     },
 }
 
+/// What runs, until the actor has ended.
+struct Run<A: Actor> {
+    engine: Engine<A>,
+    mailbox: Mailbox<Host<A>>,
+}
+
 struct Shell<A: Actor> {
-    fut: Option<ContextFut<Host<A>, Engine<A>>>,
+    run: Option<Run<A>>,
     pid: Pid,
     heartbeat: Arc<Heartbeat>,
     phase: Phase,
@@ -300,23 +322,18 @@ impl<A: Actor> Shell<A> {
         receiver: AddressReceiver<Host<A>>,
         exit: ExitGuard,
     ) -> Self {
-        let mailbox = Mailbox::new(receiver);
-        let parts = ContextParts::new(mailbox.sender_producer());
         let heartbeat = system.heartbeat();
         let ctx = Ctx::new(pid.clone(), system, Ref::from_inbox(inbox));
-        let engine = Engine { parts, actor: Some(Box::new(actor)), ctx, left: TURN_MESSAGES, panicked: None };
-        let fut = ContextFut::new(engine, Host(PhantomData), mailbox);
-        Shell { fut: Some(fut), pid, heartbeat, phase: Phase::New, subtrees: Vec::new(), dropped: None, exit }
+        let engine = Engine { actor: Some(Box::new(actor)), ctx, left: TURN_MESSAGES, panicked: None };
+        let run = Some(Run { engine, mailbox: Mailbox::new(receiver) });
+        Shell { run, pid, heartbeat, phase: Phase::New, subtrees: Vec::new(), dropped: None, exit }
     }
 
-    /// Runs user code outside actix; what it spawned is handed on, a panic ends the actor.
+    /// Runs user code outside of messages; a panic ends the actor.
     fn with(&mut self, f: impl FnOnce(&mut A, &mut Ctx<A>)) {
-        let Some(fut) = &mut self.fut else { return };
-        let engine = fut.ctx();
+        let Some(Run { engine, .. }) = &mut self.run else { return };
         let Some(actor) = &mut engine.actor else { return };
-        let result = guarded(|| f(actor, &mut engine.ctx));
-        engine.flush();
-        if let Err(panic) = result {
+        if let Err(panic) = guarded(|| f(actor, &mut engine.ctx)) {
             self.end(panic, false);
         }
     }
@@ -362,7 +379,7 @@ impl<A: Actor> Shell<A> {
     }
 
     fn link_exited(&mut self, from: Pid, reason: Exit) {
-        let traps = self.fut.as_mut().is_some_and(|fut| fut.ctx().ctx.traps_exits());
+        let traps = self.run.as_ref().is_some_and(|run| run.engine.ctx.traps_exits());
         if traps {
             self.with(|actor, ctx| actor.exit_signal(from, reason, ctx));
         } else if reason != Exit::Normal {
@@ -372,8 +389,8 @@ impl<A: Actor> Shell<A> {
     }
 
     fn subtree_exited(&mut self, subtree: u64, exit: Exit) {
-        if let Some(fut) = &mut self.fut {
-            fut.ctx().ctx.subtree_gone(subtree);
+        if let Some(run) = &mut self.run {
+            run.engine.ctx.subtree_gone(subtree);
         }
         self.subtrees.retain(|(id, _)| *id != subtree);
         // One that was stopped by hand is no news; one that gave up takes its owner along.
@@ -393,8 +410,8 @@ impl<A: Actor> Shell<A> {
         };
         self.pid.set_ending();
         self.exit.system.registry.stopping(&self.pid);
-        if let Some(fut) = &mut self.fut {
-            self.subtrees.extend(fut.ctx().ctx.take_subtrees());
+        if let Some(run) = &mut self.run {
+            self.subtrees.extend(run.engine.ctx.take_subtrees());
         }
         if !in_order {
             self.drop_state();
@@ -410,15 +427,14 @@ impl<A: Actor> Shell<A> {
     }
 
     fn drop_state(&mut self) {
-        if let Some(mut fut) = self.fut.take() {
-            // Terminated, its drop is a plain drop: actix would else poll the actor again.
-            let engine = fut.ctx();
-            engine.terminate();
+        if let Some(Run { mut engine, mailbox }) = self.run.take() {
             engine.ctx.cancel_monitors();
             let _entered = Entered::new(&self.pid);
             // One by one: two panics in one unwinding would abort the process.
             drop_guarded(engine.actor.take());
-            drop_guarded(fut);
+            drop_guarded(engine);
+            drop_guarded(mailbox);
+            self.pid.close_backlog();
             // Kept here: on this thread others have their turn before this one has ended.
             self.dropped = take_drop_panic().map(Box::new);
         }
@@ -428,8 +444,7 @@ impl<A: Actor> Shell<A> {
     fn finish(&mut self) {
         let Phase::Ending { exit, in_order } = std::mem::replace(&mut self.phase, Phase::New) else { return };
         let mut exit = *exit;
-        if in_order && let Some(fut) = &mut self.fut {
-            let engine = fut.ctx();
+        if in_order && let Some(Run { engine, .. }) = &mut self.run {
             if let Some(actor) = &mut engine.actor
                 && let Err(panic) = guarded(|| actor.stopping(&exit, &mut engine.ctx))
             {
@@ -448,30 +463,33 @@ impl<A: Actor> Shell<A> {
         self.exit.exited(exit);
     }
 
-    /// One turn of the actor itself.
+    /// One turn of the actor itself: its messages, then what its own futures bring.
     fn turn(&mut self, cx: &mut Context<'_>) {
-        let Some(fut) = &mut self.fut else { return };
-        fut.ctx().left = TURN_MESSAGES;
+        let Some(Run { engine, mailbox }) = &mut self.run else { return };
+        engine.left = TURN_MESSAGES;
         // What others of this thread left behind is not this actor's.
         take_drop_panic();
-        let result = guarded(|| Pin::new(&mut *fut).poll(cx));
-        match result {
-            Err(panic) => return self.end(panic, false),
-            // actix ends when no sender is left; we hold one, so this is for safety only.
-            Ok(Poll::Ready(())) => return self.end(Exit::Normal, true),
-            Ok(Poll::Pending) => {}
+        let result = guarded(|| {
+            mailbox.poll(&mut Host(PhantomData), engine, cx);
+            // What a panic left behind runs no more.
+            if let Some(actor) = engine.actor.as_mut().filter(|_| engine.panicked.is_none()) {
+                engine.ctx.pump(actor, cx);
+            }
+        });
+        if let Err(panic) = result {
+            return self.end(panic, false);
         }
-        if let Some(panic) = fut.ctx().panicked.take() {
+        if let Some(panic) = engine.panicked.take() {
             return self.end(*panic, false);
         }
-        if fut.ctx().left == 0 {
+        if engine.left == 0 {
             cx.waker().wake_by_ref();
         }
         // A Drop of the user's that panicked inside a guarded drop, such as a message's.
         if let Some(panic) = take_drop_panic() {
             return self.end(panic, false);
         }
-        if let Some(reason) = fut.ctx().ctx.take_stop() {
+        if let Some(reason) = engine.ctx.take_stop() {
             self.end(reason, true);
         }
     }
@@ -526,8 +544,8 @@ impl<A: Actor> Shell<A> {
 impl<A: Actor> Drop for Shell<A> {
     fn drop(&mut self) {
         // Its arbiter is gone, or the system was killed. The subtrees live on threads that may still run.
-        if let Some(fut) = &mut self.fut {
-            self.subtrees.extend(fut.ctx().ctx.take_subtrees());
+        if let Some(run) = &mut self.run {
+            self.subtrees.extend(run.engine.ctx.take_subtrees());
         }
         for (_, pid) in &self.subtrees {
             pid.kill();

@@ -3,14 +3,17 @@
 //! Must never hold anything of a running actor. Written by whoever builds a tree; read by the supervisor.
 
 use crate::actor::Actor;
+use crate::inspect::Kind;
 use crate::shell::{Factory, WorkerFactory};
 use std::sync::Arc;
 use std::time::Duration;
 
 /// How long a worker may take to stop before it is killed, unless its spec says otherwise (OTP: 5 s).
 pub const WORKER_SHUTDOWN_MS: u64 = 5_000;
-/// How many messages a mailbox holds, unless the spec says otherwise. When full: `tell` fails, `send` and `ask` wait.
+/// How many messages a mailbox holds, unless the spec says otherwise. What happens when it is full: [`Overflow`].
 pub const MAILBOX_MESSAGES: usize = 1_024;
+/// The largest mailbox, in messages; a spec that asks for more gets this.
+pub const MAILBOX_MAX_MESSAGES: usize = (1 << 31) - 1;
 /// How many restarts a supervisor allows within [`RESTART_PERIOD_MS`], unless its spec says otherwise (OTP: 1).
 pub const RESTART_INTENSITY: u32 = 1;
 /// The window in which restarts are counted, unless the spec says otherwise (OTP: 5 s).
@@ -37,6 +40,18 @@ pub enum Shutdown {
     Timeout(Duration),
     /// Asked to stop, and waited for however long it takes. The default for supervisors.
     Infinity,
+}
+
+/// When the end of significant children is the end of their supervisor (OTP `auto_shutdown`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum AutoShutdown {
+    /// It does not end by itself. Significant children are refused.
+    #[default]
+    Never,
+    /// It stops, with all its children, when one significant child has ended for good.
+    AnySignificant,
+    /// It stops, with all its children, when the last significant child has ended for good.
+    AllSignificant,
 }
 
 /// Which children share the fate of one that ended (OTP `strategy`).
@@ -97,14 +112,65 @@ pub enum Placement {
     Arbiter(usize),
 }
 
+/// What a full mailbox does with one more message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Overflow {
+    /// Who sends waits: `send` and `ask` until there is room. `tell`, which cannot wait, fails with [`crate::SendError::Full`].
+    #[default]
+    Wait,
+    /// Who sends is refused at once, so that nobody piles up behind a slow actor: `tell` and `send` fail with
+    /// [`crate::SendError::Full`], `ask` with [`crate::AskError::Full`].
+    Fail,
+    /// The message that waits longest is dropped and counted, and the new one takes its room: for what is worth only its newest state.
+    /// Nothing waits and nothing is refused; who asked what was dropped learns [`crate::AskError::Dropped`].
+    DropOldest,
+}
+
+/// The mailbox of an incarnation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Mailbox {
+    pub(crate) messages: u32,
+    pub(crate) overflow: Overflow,
+    /// Messages outlive a crash.
+    pub(crate) keep: bool,
+}
+
+impl Mailbox {
+    /// A supervisor has none.
+    pub(crate) const NONE: Mailbox = Mailbox { messages: 0, overflow: Overflow::Wait, keep: false };
+
+    pub(crate) fn new(messages: usize) -> Self {
+        let messages = messages.clamp(1, MAILBOX_MAX_MESSAGES);
+        Mailbox { messages: u32::try_from(messages).unwrap_or(u32::MAX >> 1), ..Mailbox::NONE }
+    }
+
+    /// Whether the messages lie in a ring of ours, and not in actix's channel.
+    pub(crate) fn has_ring(&self) -> bool {
+        self.keep || self.overflow == Overflow::DropOldest
+    }
+}
+
+/// The part of a child's specification that decisions need.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Policy {
+    pub(crate) restart: Restart,
+    pub(crate) significant: bool,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) backoff: Option<Arc<Backoff>>,
+}
+
+impl Policy {
+    pub(crate) fn new(shutdown: Shutdown) -> Self {
+        Policy { restart: Restart::Permanent, significant: false, shutdown, backoff: None }
+    }
+}
+
 /// One child of a supervisor.
 #[derive(Clone)]
 pub struct ChildSpec {
     pub(crate) id: Arc<str>,
-    pub(crate) restart: Restart,
-    pub(crate) shutdown: Shutdown,
-    pub(crate) backoff: Option<Arc<Backoff>>,
-    pub(crate) mailbox: usize,
+    pub(crate) policy: Policy,
+    pub(crate) mailbox: Mailbox,
     pub(crate) placement: Placement,
     pub(crate) start: Start,
 }
@@ -120,10 +186,8 @@ impl ChildSpec {
     pub fn actor<A: Actor>(id: impl Into<String>, make: impl Fn() -> A + Send + Sync + 'static) -> Self {
         ChildSpec {
             id: id.into().into(),
-            restart: Restart::Permanent,
-            shutdown: Shutdown::Timeout(Duration::from_millis(WORKER_SHUTDOWN_MS)),
-            backoff: None,
-            mailbox: MAILBOX_MESSAGES,
+            policy: Policy::new(Shutdown::Timeout(Duration::from_millis(WORKER_SHUTDOWN_MS))),
+            mailbox: Mailbox::new(MAILBOX_MESSAGES),
             placement: Placement::Inherit,
             start: Start::Actor(Arc::new(WorkerFactory::new(make))),
         }
@@ -133,10 +197,8 @@ impl ChildSpec {
     pub fn supervisor(id: impl Into<String>, make: impl Fn() -> SupervisorSpec + Send + Sync + 'static) -> Self {
         ChildSpec {
             id: id.into().into(),
-            restart: Restart::Permanent,
-            shutdown: Shutdown::Infinity,
-            backoff: None,
-            mailbox: 0,
+            policy: Policy::new(Shutdown::Infinity),
+            mailbox: Mailbox::NONE,
             placement: Placement::Inherit,
             start: Start::Supervisor(Arc::new(make)),
         }
@@ -144,25 +206,47 @@ impl ChildSpec {
 
     /// When it is started again after it ended.
     pub fn restart(mut self, restart: Restart) -> Self {
-        self.restart = restart;
+        self.policy.restart = restart;
+        self
+    }
+
+    /// Whether its end can be its supervisor's, see [`AutoShutdown`] (OTP `significant`). Its end counts when it is not restarted after it:
+    /// any end of a temporary child, a normal one of a transient child; not an end that its supervisor brought about. A permanent child,
+    /// and any child of a supervisor that never shuts down for one, may not be significant.
+    pub fn significant(mut self, significant: bool) -> Self {
+        self.policy.significant = significant;
         self
     }
 
     /// How it is stopped.
     pub fn shutdown(mut self, shutdown: Shutdown) -> Self {
-        self.shutdown = shutdown;
+        self.policy.shutdown = shutdown;
         self
     }
 
-    /// How many messages its mailbox holds; at least one. Means nothing for a supervisor.
+    /// How many messages its mailbox holds; at least one, at most [`MAILBOX_MAX_MESSAGES`]. Means nothing for a supervisor.
     pub fn mailbox(mut self, messages: usize) -> Self {
-        self.mailbox = messages.max(1);
+        self.mailbox.messages = Mailbox::new(messages).messages;
+        self
+    }
+
+    /// What its mailbox does when it is full. Means nothing for a supervisor.
+    pub fn overflow(mut self, overflow: Overflow) -> Self {
+        self.mailbox.overflow = overflow;
+        self
+    }
+
+    /// Messages that wait when an incarnation ends are there for the next one, in their order, and whoever asked waits on; without
+    /// this they are dropped. The message that was being handled does not come again: if it made the actor crash, it would do so each
+    /// time. When the supervisor does not start the child again, they are dropped after all. Means nothing for a supervisor.
+    pub fn keep_mailbox(mut self) -> Self {
+        self.mailbox.keep = true;
         self
     }
 
     /// Delays its restarts.
     pub fn backoff(mut self, backoff: Backoff) -> Self {
-        self.backoff = Some(Arc::new(backoff));
+        self.policy.backoff = Some(Arc::new(backoff));
         self
     }
 
@@ -176,14 +260,38 @@ impl ChildSpec {
     pub fn id(&self) -> &str {
         &self.id
     }
+
+    /// Actor or supervisor.
+    pub fn kind(&self) -> Kind {
+        match self.start {
+            Start::Actor(_) => Kind::Worker,
+            Start::Supervisor(_) => Kind::Supervisor,
+        }
+    }
+
+    /// What was set with [`ChildSpec::restart`].
+    pub fn restart_type(&self) -> Restart {
+        self.policy.restart
+    }
+
+    /// What was set with [`ChildSpec::significant`].
+    pub fn is_significant(&self) -> bool {
+        self.policy.significant
+    }
+
+    /// What was set with [`ChildSpec::shutdown`].
+    pub fn shutdown_type(&self) -> Shutdown {
+        self.policy.shutdown
+    }
 }
 
 impl std::fmt::Debug for ChildSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ChildSpec")
             .field("id", &self.id)
-            .field("restart", &self.restart)
-            .field("shutdown", &self.shutdown)
+            .field("restart", &self.policy.restart)
+            .field("significant", &self.policy.significant)
+            .field("shutdown", &self.policy.shutdown)
             .finish_non_exhaustive()
     }
 }
@@ -195,6 +303,7 @@ pub struct SupervisorSpec {
     pub(crate) strategy: Strategy,
     /// Restarts allowed within the period; `None` is without limit.
     pub(crate) intensity: Option<(u32, Duration)>,
+    pub(crate) auto_shutdown: AutoShutdown,
     pub(crate) children: Vec<ChildSpec>,
 }
 
@@ -205,6 +314,7 @@ impl SupervisorSpec {
             id: id.into().into(),
             strategy,
             intensity: Some((RESTART_INTENSITY, Duration::from_millis(RESTART_PERIOD_MS))),
+            auto_shutdown: AutoShutdown::Never,
             children: Vec::new(),
         }
     }
@@ -218,6 +328,12 @@ impl SupervisorSpec {
     /// Restarts for ever. Wants a [`Backoff`] on its children.
     pub fn unlimited(mut self) -> Self {
         self.intensity = None;
+        self
+    }
+
+    /// When it stops because its significant children have ended; never, unless set. Its exit is then [`crate::Exit::Shutdown`].
+    pub fn auto_shutdown(mut self, auto_shutdown: AutoShutdown) -> Self {
+        self.auto_shutdown = auto_shutdown;
         self
     }
 

@@ -3,7 +3,8 @@
 //! Must never decide: what is restarted, when, and in which order is `core::supervisor`'s. Started by [`crate::System`], by
 //! [`crate::Ctx::supervise`], and by another supervisor whose child it is.
 
-use crate::core::supervisor::{Action, Asker, Child, ChildState, Event, Inc, Key, Policy, Supervisor, Timer};
+use crate::core::child::{Child, ChildState, Spec};
+use crate::core::supervisor::{Action, Asker, Event, Inc, Key, Supervisor, Timer};
 use crate::error::ChildError;
 use crate::exit::Exit;
 use crate::inspect::{Kind, TreeEvent};
@@ -11,7 +12,7 @@ use crate::panic::{drop_guarded, guarded, take_drop_panic};
 use crate::pid::{Entered, KILL, Pid, STOP};
 use crate::registry::AnyInbox;
 use crate::shell::{ExitGuard, Report, Reporter};
-use crate::spec::{ChildSpec, Start, Strategy, SupervisorSpec};
+use crate::spec::{ChildSpec, Policy, Start, Strategy, SupervisorSpec};
 use crate::system::Inner;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -73,6 +74,12 @@ enum Command {
     Delete(Arc<str>, oneshot::Sender<Result<(), ChildError>>),
 }
 
+/// A question about what is known now.
+enum Look {
+    Children(oneshot::Sender<Vec<ChildInfo>>),
+    Spec(Arc<str>, oneshot::Sender<Result<ChildSpec, ChildError>>),
+}
+
 /// What reaches a driver. Nothing is allocated while nothing waits: there may be as many supervisors as there are pods.
 struct Post {
     waiting: Mutex<Waiting>,
@@ -87,7 +94,7 @@ struct Waiting {
     reports: VecDeque<(Key, Inc, Report)>,
     commands: VecDeque<Command>,
     /// Answered also while commands must wait.
-    which: VecDeque<oneshot::Sender<Vec<ChildInfo>>>,
+    looks: VecDeque<Look>,
 }
 
 impl Post {
@@ -148,7 +155,12 @@ impl SupervisorRef {
 
     /// All known children, in the order of their start.
     pub async fn which_children(&self) -> Result<Vec<ChildInfo>, ChildError> {
-        self.call(|waiting, reply| waiting.which.push_back(reply)).await
+        self.call(|waiting, reply| waiting.looks.push_back(Look::Children(reply))).await
+    }
+
+    /// The specification of a child (OTP `get_childspec`).
+    pub async fn child_spec(&self, id: &str) -> Result<ChildSpec, ChildError> {
+        self.call(|waiting, reply| waiting.looks.push_back(Look::Spec(id.into(), reply))).await?
     }
 
     /// How many children there are.
@@ -209,12 +221,15 @@ pub(crate) fn launch(
         exit.exited(Exit::Error(format!("`{}` is already running", pid.path())));
         return handle;
     }
-    let mut core = Supervisor::new(spec.strategy, spec.intensity, pid.id());
+    let mut core = Supervisor::new(spec.strategy, spec.auto_shutdown, spec.intensity, pid.id());
     for child in spec.children {
-        let (id, policy) = (child.id.clone(), policy(&child));
-        if !core.add(id.clone(), policy, Data { spec: child, pid: None }) {
+        let id = child.id.clone();
+        if let Err(error) = core.add(Data { spec: child, pid: None }) {
             post.close();
-            exit.exited(Exit::Error(format!("`{}` has two children with the id `{id}`", pid.path())));
+            exit.exited(Exit::Error(match error {
+                ChildError::AlreadyPresent => format!("`{}` has two children with the id `{id}`", pid.path()),
+                error => format!("`{}/{id}`: {error}", pid.path()),
+            }));
             return handle;
         }
     }
@@ -238,10 +253,6 @@ pub(crate) fn launch(
     handle
 }
 
-fn policy(spec: &ChildSpec) -> Policy {
-    Policy { restart: spec.restart, shutdown: spec.shutdown, backoff: spec.backoff.clone() }
-}
-
 fn strategy_name(strategy: Strategy) -> &'static str {
     match strategy {
         Strategy::OneForOne => "one_for_one",
@@ -254,6 +265,15 @@ fn strategy_name(strategy: Strategy) -> &'static str {
 struct Data {
     spec: ChildSpec,
     pid: Option<Pid>,
+}
+
+impl Spec for Data {
+    fn id(&self) -> &Arc<str> {
+        &self.spec.id
+    }
+    fn policy(&self) -> &Policy {
+        &self.spec.policy
+    }
 }
 
 enum Reply {
@@ -309,10 +329,18 @@ impl Driver {
             }
             Action::Idle { key } => {
                 let Some(path) = self.child_path(key) else { return };
+                if !self.core.returns(key)
+                    && let Some(pid) = self.child_pid(key)
+                {
+                    self.drop_backlog(&pid);
+                }
                 self.system.registry.stopped(&path);
                 self.system.event(|| TreeEvent::Stopped { path });
             }
             Action::Forget { data, .. } => {
+                if let Some(pid) = &data.pid {
+                    self.drop_backlog(pid);
+                }
                 let path = self.path_of(&data.spec.id);
                 self.system.registry.forget(&path);
                 self.system.event(|| TreeEvent::Stopped { path });
@@ -329,12 +357,30 @@ impl Driver {
             Action::Exit(exit) => {
                 self.done = true;
                 self.post.close();
+                self.drop_backlogs();
                 // The children are part of it: none of them is left in the tree.
-                let paths: Vec<String> = self.core.children().map(|(_, child)| self.path_of(&child.id)).collect();
+                let paths: Vec<String> = self.core.children().map(|(_, child)| self.path_of(child.data.id())).collect();
                 for path in paths {
                     self.system.registry.forget(&path);
                 }
                 self.exit.exited(exit);
+            }
+        }
+    }
+
+    /// The child will not be started again: the messages that its last incarnation left will be nobody's.
+    fn drop_backlog(&self, pid: &Pid) {
+        let Some(backlog) = pid.take_backlog() else { return };
+        let dropped = backlog.abandon(Some(&pid.exit().unwrap_or(Exit::Killed)));
+        self.system.registry.dropped(pid.path(), dropped as u64);
+        // Not a panic of anyone who could exit with it.
+        take_drop_panic();
+    }
+
+    fn drop_backlogs(&self) {
+        for (_, child) in self.core.children() {
+            if let Some(pid) = &child.data.pid {
+                self.drop_backlog(pid);
             }
         }
     }
@@ -344,7 +390,10 @@ impl Driver {
         let spec = child.data.spec.clone();
         let pid = self.system.pid(self.path_of(&spec.id).into(), spec.mailbox);
         if let Some(data) = self.core.data_mut(key) {
-            data.pid = Some(pid.clone());
+            // At once, so that nothing that happens to the new incarnation loses what the old one left.
+            if let Some(backlog) = data.pid.replace(pid.clone()).and_then(|before| before.take_backlog()) {
+                pid.set_backlog(backlog);
+            }
         }
         let (post, supervisor) = (self.post.clone(), self.pid.clone());
         let reporter = Reporter::new(move |report| {
@@ -394,8 +443,7 @@ impl Driver {
         let event = match command {
             Command::Start(spec, tx) => {
                 self.askers.insert(asker, Reply::Pid(tx));
-                let (id, policy) = (spec.id.clone(), policy(&spec));
-                Event::StartChild { id, policy, data: Data { spec, pid: None }, asker }
+                Event::StartChild { data: Data { spec, pid: None }, asker }
             }
             Command::Terminate(id, tx) => {
                 self.askers.insert(asker, Reply::Done(tx));
@@ -418,7 +466,7 @@ impl Driver {
     }
 
     fn child_path(&self, key: Key) -> Option<String> {
-        Some(self.path_of(&self.core.child(key)?.id))
+        Some(self.path_of(self.core.child(key)?.data.id()))
     }
 
     fn path_of(&self, id: &str) -> String {
@@ -447,10 +495,16 @@ impl Driver {
             });
             return true;
         }
-        if let Some(tx) = waiting.which.pop_front() {
+        if let Some(look) = waiting.looks.pop_front() {
             drop(waiting);
             self.post.room.add_permits(1);
-            let _ = tx.send(self.core.children().map(|(_, child)| info(child)).collect());
+            match look {
+                Look::Children(tx) => drop(tx.send(self.core.children().map(|(_, child)| info(child)).collect())),
+                Look::Spec(id, tx) => {
+                    let found = self.core.find(&id).map(|(_, child)| child.data.spec.clone());
+                    drop(tx.send(found.ok_or(ChildError::NotFound)));
+                }
+            }
             return true;
         }
         if !self.core.busy()
@@ -490,16 +544,11 @@ impl Driver {
 }
 
 fn info(child: &Child<Data>) -> ChildInfo {
-    let alive =
-        matches!(child.state, ChildState::Starting(_) | ChildState::Running { .. } | ChildState::Stopping { .. });
     ChildInfo {
-        id: child.id.to_string(),
-        pid: child.data.pid.clone().filter(|_| alive),
-        kind: match child.data.spec.start {
-            Start::Actor(_) => Kind::Worker,
-            Start::Supervisor(_) => Kind::Supervisor,
-        },
-        restarting: matches!(child.state, ChildState::Waiting | ChildState::Queued | ChildState::Dead { .. }),
+        id: child.data.id().to_string(),
+        pid: child.data.pid.clone().filter(|_| child.alive()),
+        kind: child.data.spec.kind(),
+        restarting: matches!(child.state, ChildState::Waiting { .. } | ChildState::Queued | ChildState::Dead { .. }),
     }
 }
 
@@ -536,6 +585,7 @@ impl Drop for Driver {
                     pid.kill();
                 }
             }
+            self.drop_backlogs();
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::pid::Pid;
 use crate::refs::{Inbox, Named, Ref};
 use crate::registry::Registry;
 use crate::shell::{ExitGuard, Report, Reporter};
-use crate::spec::{Placement, SupervisorSpec};
+use crate::spec::{Mailbox, Placement, SupervisorSpec};
 use crate::supervisor::{SupervisorRef, launch};
 use parking_lot::Mutex;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
@@ -123,7 +123,7 @@ impl System {
         if self.inner.registry.find(&path).is_some() {
             return Err(StartError::AlreadyRunning(path.to_string()));
         }
-        let pid = self.inner.pid(path, 0);
+        let pid = self.inner.pid(path, Mailbox::NONE);
         let (up, started) = oneshot::channel();
         let mut up = Some(up);
         let reporter = Reporter::new(move |report| {
@@ -220,7 +220,7 @@ impl System {
 }
 
 impl Inner {
-    pub(crate) fn pid(&self, path: Arc<str>, mailbox: usize) -> Pid {
+    pub(crate) fn pid(&self, path: Arc<str>, mailbox: Mailbox) -> Pid {
         Pid::new(self.next_pid.fetch_add(1, Relaxed), path, mailbox)
     }
 
@@ -312,7 +312,7 @@ mod tests {
     #[test]
     fn a_heartbeat_names_the_actor_that_has_the_thread() {
         let heartbeat = Heartbeat::default();
-        let pid = Pid::new(7, "a".into(), 1);
+        let pid = Pid::new(7, "a".into(), Mailbox::NONE);
         assert_eq!(heartbeat.look(), (0, None));
         heartbeat.enter(&pid);
         assert_eq!(heartbeat.look(), (1, Some(7)));

@@ -263,6 +263,7 @@ mod tests {
             queue_len: 0,
             queue_max: 8,
             messages: 3,
+            dropped: 0,
         }
     }
 

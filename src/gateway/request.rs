@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use bytes::{Buf, BufMut};
+use http_body_util::BodyExt;
 use hyper::Method;
 
 use crate::api::validate::not_supported;
@@ -12,6 +13,8 @@ use crate::registry::{ListOptions, VersionMatch, WriteOptions};
 
 /// Largest body; Kubernetes' own limit.
 pub const BODY_BYTES_MAX: usize = 3 * 1024 * 1024;
+/// How much of a body that is too large is read and thrown away before the answer; a longer one is cut off.
+const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// A body must have arrived whole within this time (kube-apiserver's `--request-timeout`).
 const BODY_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -282,12 +285,38 @@ where
     B: hyper::body::Body,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    match tokio::time::timeout(deadline, Limited::new(body, bytes_max).collect()).await {
-        Ok(Ok(collected)) => Ok(collected.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Status::request_entity_too_large(bytes_max)),
+    match tokio::time::timeout(deadline, collect(body, bytes_max)).await {
+        Ok(Ok(Some(collected))) => Ok(collected),
+        Ok(Ok(None)) => Err(Status::request_entity_too_large(bytes_max)),
         Ok(Err(error)) => Err(Status::bad_request(format!("the body of the request broke off: {error}"))),
         Err(_) => {
             Err(Status::bad_request(format!("the body of the request did not arrive within {} s", deadline.as_secs())))
         }
     }
+}
+
+/// The whole body; `None` when it is longer than `bytes_max`. What is too much is read and thrown away, within [`DISCARD_BYTES_MAX`]: a
+/// client that is still sending when the connection closes sees a broken pipe instead of the answer that tells it why (RFC 9112, 9.6).
+async fn collect<B>(body: B, bytes_max: usize) -> Result<Option<bytes::Bytes>, Box<dyn std::error::Error + Send + Sync>>
+where
+    B: hyper::body::Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut body = std::pin::pin!(body);
+    let mut whole = bytes::BytesMut::new();
+    let mut discarded = 0;
+    while let Some(frame) = body.frame().await {
+        let Ok(mut data) = frame.map_err(Into::into)?.into_data() else { continue };
+        if discarded == 0 && whole.len() + data.remaining() <= bytes_max {
+            whole.put(data);
+            continue;
+        }
+        whole = bytes::BytesMut::new();
+        discarded += data.remaining();
+        data.advance(data.remaining());
+        if discarded > DISCARD_BYTES_MAX {
+            return Ok(None);
+        }
+    }
+    Ok((discarded == 0).then(|| whole.freeze()))
 }

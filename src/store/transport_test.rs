@@ -12,7 +12,8 @@ use crate::store::{
 };
 
 const CLUSTER: &str = "test";
-const SOON: Duration = Duration::from_secs(20);
+/// Longest wait for anything; only a failing test waits so long.
+const SOON: Duration = Duration::from_secs(120);
 
 struct Authority {
     root: CertificateDer<'static>,
@@ -44,7 +45,9 @@ async fn start(id: ServerId, dir: &Path, transport: &Transport) -> ReplicatedSto
     let raft = QuicTransport::new(transport.clone(), |node| node.starts_with('s'));
     let addr = transport.local_addr().to_string();
     let mut config = StoreConfig::new(CLUSTER, id, format!("s{id}"), addr, dir.join(id.to_string()), raft);
-    config.timings = ElectionTimings { heartbeat_ms: 50, min_ms: 300, max_ms: 600 };
+    // No leader dies here: a machine under load shall not elect others meanwhile, nor give a write up.
+    config.timings = ElectionTimings { heartbeat_ms: 100, min_ms: 2_000, max_ms: 4_000 };
+    config.request_deadline = SOON;
     config.snapshot_entries = 50;
     ReplicatedStore::start(config).await.unwrap()
 }

@@ -301,7 +301,17 @@ async fn init_containers_run_in_order_and_to_success() {
     ]);
     node.control.apply("web", "u1", spec);
     let status = node.control.ready("u1").await;
-    let order = std::fs::read_to_string(format!("{dir}/order")).unwrap();
+    // Ready means that the process of `web` runs, not how far it has come.
+    let order = async {
+        loop {
+            let order = std::fs::read_to_string(format!("{dir}/order")).unwrap();
+            if order.ends_with("main\n") {
+                return order;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let order = tokio::time::timeout(Duration::from_secs(30), order).await.expect("`web` writes its line");
     assert_eq!(order, "first\nflaky\nflaky\nlast\nmain\n");
     let init = status.init_container_statuses.unwrap();
     assert!(init.iter().all(|of| of.ready && of.state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code == 0));

@@ -120,6 +120,16 @@ impl Cluster {
         }
     }
 
+    /// All objects of a resource, as soon as a server answers: a machine under load may elect a leader at any time.
+    pub fn listed(&self, resource: &str) -> Vec<Value> {
+        let mut found = None;
+        self.wait_for("a list", || {
+            found = self.list(resource);
+            found.is_some()
+        });
+        found.unwrap_or_default()
+    }
+
     /// Waits until `replicas` pods are ready and their containers, and no others, run on their nodes.
     pub fn settled(&self, replicas: usize) -> Placement {
         let mut found = Placement::new();

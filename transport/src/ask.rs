@@ -78,6 +78,7 @@ impl Request {
             let ask = Ask { path: &path, name, version, deadline_ms, body: &body };
             let mut phase = node.phase.subscribe();
             tokio::select! {
+                biased;
                 answer = node.answer(node.own_peer(), &ask, body.clone()) => Some(answer),
                 _ = phase.wait_for(|p| *p == Phase::Dead) => None,
             }
@@ -163,20 +164,19 @@ impl Request {
                 known.mark_unchanged();
                 if let Some(slot) = node.peer(&self.node) {
                     let mut links = slot.links();
-                    if let Ok(link) = links.wait_for(Option::is_some).await {
-                        return link.clone();
+                    if let Some(link) = links.wait_for(Option::is_some).await {
+                        return link;
                     }
                 }
-                if known.changed().await.is_err() {
-                    return None;
-                }
+                known.changed().await;
             }
         };
         let found = tokio::select! {
+            biased;
             found = timeout_at(self.deadline, waiting) => found,
             _ = phase.wait_for(|p| *p != Phase::Running) => return Err(AskError::Closed),
         };
-        if let Ok(Some(link)) = found {
+        if let Ok(link) = found {
             return Ok(link);
         }
         let trouble = node.peer(&self.node).and_then(|slot| slot.lock().trouble.clone());

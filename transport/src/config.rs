@@ -63,6 +63,9 @@ pub struct TransportConfig {
     pub driver: Option<Handle>,
     /// Where packets go: UDP, or a simulated network.
     pub network: Arc<dyn Network>,
+    /// What the transport's own randomness comes from (jitter of dials, QUIC's ids, which packets faults hit); `None`
+    /// takes the operating system's. Only for simulations: a seed that is known makes connection ids predictable.
+    pub seed: Option<u64>,
 }
 
 impl TransportConfig {
@@ -87,6 +90,7 @@ impl TransportConfig {
             handlers: None,
             driver: None,
             network: Arc::new(UdpNetwork),
+            seed: None,
         }
     }
 }

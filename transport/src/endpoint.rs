@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -20,8 +20,8 @@ use quinn::{Connection, ConnectionError, Endpoint, Incoming, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::{
     runtime::Handle,
-    sync::{Semaphore, broadcast, watch},
-    time::timeout,
+    sync::{Semaphore, broadcast},
+    time::{Instant, timeout},
 };
 
 use crate::{
@@ -34,8 +34,10 @@ use crate::{
     inbox::Inboxes,
     link::{self, CloseCode, Link, ReadFrameError, read_frame},
     peer::{PeerSlot, SlotState, Trouble},
+    random::Random,
     registry::{Call, Failure, Outcome, Registry},
     tls::{Tls, node_of, server_name},
+    watch,
 };
 
 /// A link that lived so long was a success: the next dial starts with the shortest pause.
@@ -68,6 +70,7 @@ pub(crate) struct Node {
     pub(crate) tls: Mutex<Arc<Tls>>,
     pub(crate) quic: Arc<quinn::TransportConfig>,
     pub(crate) faults: Arc<FaultTable>,
+    pub(crate) random: Arc<Random>,
     pub(crate) registry: Registry,
     pub(crate) events: broadcast::Sender<PeerEvent>,
     pub(crate) phase: watch::Sender<Phase>,
@@ -98,6 +101,7 @@ pub(crate) struct Parts {
     pub(crate) tls: Arc<Tls>,
     pub(crate) quic: Arc<quinn::TransportConfig>,
     pub(crate) faults: Arc<FaultTable>,
+    pub(crate) random: Arc<Random>,
     pub(crate) events: broadcast::Sender<PeerEvent>,
 }
 
@@ -112,6 +116,7 @@ impl Node {
             tls: Mutex::new(parts.tls),
             quic: parts.quic,
             faults: parts.faults,
+            random: parts.random,
             registry: Registry::default(),
             events: parts.events,
             phase: watch::Sender::new(Phase::Running),
@@ -462,6 +467,7 @@ async fn dial_loop(node: Arc<Node>, slot: Arc<PeerSlot>) {
         if let Some(link) = up {
             let since = Instant::now();
             tokio::select! {
+                biased;
                 _ = links.wait_for(|now| !now.as_ref().is_some_and(|l| Arc::ptr_eq(l, &link))) => {}
                 // Removed, perhaps.
                 () = slot.wake.notified() => continue,
@@ -476,7 +482,7 @@ async fn dial_loop(node: Arc<Node>, slot: Arc<PeerSlot>) {
                 Err(failure) => note_failure(&node, &slot, addr, failure),
             }
         }
-        let pause = backoff.next(rand::random());
+        let pause = backoff.next(node.random.fraction());
         let nudged = async {
             loop {
                 slot.wake.notified().await;
@@ -487,6 +493,7 @@ async fn dial_loop(node: Arc<Node>, slot: Arc<PeerSlot>) {
             }
         };
         tokio::select! {
+            biased;
             () = tokio::time::sleep(pause) => {}
             () = nudged => {}
             _ = phase.wait_for(|p| *p != Phase::Running) => {}

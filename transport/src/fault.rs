@@ -1,4 +1,4 @@
-//! Fault injection: which packets to and from which peers are cut, delayed or lost. The chaos commands and the tests set
+//! Fault injection: which packets to and from which peers are cut, delayed, lost, reordered or doubled. The chaos commands and the tests set
 //! it; the socket asks it for each packet. Holds rules only, touches no packet. Costs one atomic load when nothing is set.
 
 use std::{
@@ -88,6 +88,31 @@ impl Faults {
         });
     }
 
+    /// Holds each packet to and from the target with this probability (0.0 to 1.0) for a random while of at most `by`, so
+    /// that later ones overtake it; zero ends it.
+    pub fn reorder(&self, target: impl Into<Target>, probability: f64, by: Duration) {
+        self.reorder_way(target, Direction::Both, probability, by);
+    }
+
+    /// As [`reorder`](Self::reorder), in one direction.
+    pub fn reorder_way(&self, target: impl Into<Target>, direction: Direction, probability: f64, by: Duration) {
+        self.table.change(target.into(), direction, |way| {
+            way.reorder = probability.clamp(0.0, 1.0);
+            way.reorder_by = if probability > 0.0 { by } else { Duration::ZERO };
+        });
+    }
+
+    /// Delivers each packet to and from the target with this probability (0.0 to 1.0) twice, the second time a random
+    /// while of at most 10 ms (or the `by` of [`reorder`](Self::reorder), if longer) later; zero ends it.
+    pub fn duplicate(&self, target: impl Into<Target>, probability: f64) {
+        self.duplicate_way(target, Direction::Both, probability);
+    }
+
+    /// As [`duplicate`](Self::duplicate), in one direction.
+    pub fn duplicate_way(&self, target: impl Into<Target>, direction: Direction, probability: f64) {
+        self.table.change(target.into(), direction, |way| way.duplicate = probability.clamp(0.0, 1.0));
+    }
+
     /// Ends the faults of one node, or, with [`Target::All`], every fault there is.
     pub fn heal(&self, target: impl Into<Target>) {
         self.table.heal(target.into());
@@ -100,6 +125,10 @@ pub(crate) struct Way {
     pub(crate) cut: bool,
     pub(crate) delay: Duration,
     pub(crate) loss: f64,
+    /// How likely a packet is held for up to `reorder_by`.
+    pub(crate) reorder: f64,
+    pub(crate) reorder_by: Duration,
+    pub(crate) duplicate: f64,
 }
 
 impl Way {
@@ -107,12 +136,16 @@ impl Way {
         *self == Self::default()
     }
 
-    /// Both faults at once: cut if either cuts, delays add up, losses are independent.
+    /// Both faults at once: cut if either cuts, delays add up, the rest is independent.
     fn with(self, other: Self) -> Self {
+        let either = |a: f64, b: f64| 1.0 - (1.0 - a) * (1.0 - b);
         Self {
             cut: self.cut || other.cut,
             delay: self.delay + other.delay,
-            loss: 1.0 - (1.0 - self.loss) * (1.0 - other.loss),
+            loss: either(self.loss, other.loss),
+            reorder: either(self.reorder, other.reorder),
+            reorder_by: self.reorder_by.max(other.reorder_by),
+            duplicate: either(self.duplicate, other.duplicate),
         }
     }
 }

@@ -26,7 +26,13 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
-use crate::fault::{FaultTable, Way};
+use crate::{
+    fault::{FaultTable, Way},
+    random::Random,
+};
+
+/// A packet that is doubled comes again after a random while of at most this, or longer if packets are reordered by more.
+const DUPLICATE_AFTER_MAX: Duration = Duration::from_millis(10);
 
 /// Packets held back at once, each way together; further ones are lost, as in a router whose queue is full.
 const DELAYED_PACKETS_MAX: usize = 16_384;
@@ -35,9 +41,19 @@ const DELAYED_PACKETS_MAX: usize = 16_384;
 pub(crate) struct FaultSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     table: Arc<FaultTable>,
+    random: Arc<Random>,
     delayed: mpsc::Sender<Delayed>,
     sequence: AtomicU64,
     arrived: Arc<Arrived>,
+}
+
+/// What becomes of the segments of one buffer.
+#[derive(Debug, Default)]
+struct Fates {
+    /// Bytes at the front that go on together.
+    kept: usize,
+    /// Segments that go alone and later.
+    held: Vec<(Duration, Vec<u8>)>,
 }
 
 /// Delayed packets from the network whose time has come.
@@ -63,12 +79,17 @@ enum Packet {
 }
 
 impl FaultSocket {
-    pub(crate) fn new(inner: Arc<dyn AsyncUdpSocket>, table: Arc<FaultTable>, driver: &Handle) -> Self {
+    pub(crate) fn new(
+        inner: Arc<dyn AsyncUdpSocket>,
+        table: Arc<FaultTable>,
+        random: Arc<Random>,
+        driver: &Handle,
+    ) -> Self {
         let (delayed, line) = mpsc::channel(DELAYED_PACKETS_MAX);
         let arrived = Arc::new(Arrived::default());
         // Ends when the socket, and with it the sender, is gone.
         driver.spawn(delay_line(line, inner.clone(), arrived.clone()));
-        Self { inner, table, delayed, sequence: AtomicU64::new(0), arrived }
+        Self { inner, table, random, delayed, sequence: AtomicU64::new(0), arrived }
     }
 
     fn hold(&self, delay: Duration, packet: Packet) {
@@ -84,14 +105,49 @@ impl FaultSocket {
         if way.cut {
             return 0;
         }
-        let kept =
-            if way.loss > 0.0 { lose_segments(&mut buffer[..meta.len], meta.stride, way.loss) } else { meta.len };
+        let Fates { kept, held } = self.fates(&mut buffer[..meta.len], meta.stride, &way);
+        for (delay, segment) in held {
+            let meta = RecvMeta { len: segment.len(), stride: segment.len(), ..*meta };
+            self.hold(delay, Packet::In(meta, segment));
+        }
         if kept > 0 && !way.delay.is_zero() {
             let held = RecvMeta { len: kept, ..*meta };
             self.hold(way.delay, Packet::In(held, buffer[..kept].to_vec()));
             return 0;
         }
         kept
+    }
+
+    /// Decides what becomes of each segment: lost, held by itself, doubled, or passed on with the others, which move to the
+    /// front.
+    fn fates(&self, contents: &mut [u8], stride: usize, way: &Way) -> Fates {
+        let mut fates = Fates::default();
+        if stride == 0 || (way.loss <= 0.0 && way.reorder <= 0.0 && way.duplicate <= 0.0) {
+            fates.kept = contents.len();
+            return fates;
+        }
+        let mut at = 0;
+        while at < contents.len() {
+            let end = (at + stride).min(contents.len());
+            let segment = at..end;
+            at = end;
+            if self.random.happens(way.loss) {
+                continue;
+            }
+            if self.random.happens(way.duplicate) {
+                let after = DUPLICATE_AFTER_MAX.max(way.reorder_by).mul_f64(self.random.fraction());
+                fates.held.push((way.delay + after, contents[segment.clone()].to_vec()));
+            }
+            if self.random.happens(way.reorder) {
+                let by = way.reorder_by.mul_f64(self.random.fraction());
+                fates.held.push((way.delay + by, contents[segment].to_vec()));
+                continue;
+            }
+            let bytes = segment.len();
+            contents.copy_within(segment, fates.kept);
+            fates.kept += bytes;
+        }
+        fates
     }
 
     /// Hands over packets that were delayed; as many as there are buffers.
@@ -131,7 +187,11 @@ impl AsyncUdpSocket for FaultSocket {
         }
         let mut contents = transmit.contents.to_vec();
         let stride = transmit.segment_size.unwrap_or(contents.len());
-        let kept = lose_segments(&mut contents, stride, way.loss);
+        let Fates { kept, held } = self.fates(&mut contents, stride, &way);
+        for (delay, contents) in held {
+            let (destination, ecn) = (transmit.destination, transmit.ecn);
+            self.hold(delay, Packet::Out { destination, ecn, contents, segment_size: None });
+        }
         contents.truncate(kept);
         if contents.is_empty() {
             return Ok(());
@@ -217,34 +277,14 @@ impl AsyncUdpSocket for FaultSocket {
     }
 }
 
-/// Loses each segment with the given probability; the others move to the front. Returns the bytes left.
-fn lose_segments(contents: &mut [u8], stride: usize, probability: f64) -> usize {
-    if contents.is_empty() || stride == 0 || probability <= 0.0 {
-        return contents.len();
-    }
-    let mut kept = 0;
-    let mut at = 0;
-    while at < contents.len() {
-        let end = (at + stride).min(contents.len());
-        if rand::random::<f64>() >= probability {
-            contents.copy_within(at..end, kept);
-            kept += end - at;
-        }
-        at = end;
-    }
-    kept
-}
-
 /// Holds packets until they are due, in order of time, then of arrival.
 async fn delay_line(mut line: mpsc::Receiver<Delayed>, socket: Arc<dyn AsyncUdpSocket>, arrived: Arc<Arrived>) {
     let mut held: BinaryHeap<Reverse<Delayed>> = BinaryHeap::new();
     loop {
         let next_due = held.peek().map(|Reverse(first)| first.due);
         tokio::select! {
-            delayed = line.recv(), if held.len() < DELAYED_PACKETS_MAX => match delayed {
-                Some(delayed) => held.push(Reverse(delayed)),
-                None => return,
-            },
+            // What is due goes first; it empties the line of it, so what comes new has its turn.
+            biased;
             () = async { sleep_until(next_due.unwrap_or_else(Instant::now)).await }, if next_due.is_some() => {
                 let now = Instant::now();
                 while held.peek().is_some_and(|Reverse(first)| first.due <= now) {
@@ -253,6 +293,10 @@ async fn delay_line(mut line: mpsc::Receiver<Delayed>, socket: Arc<dyn AsyncUdpS
                     }
                 }
             }
+            delayed = line.recv(), if held.len() < DELAYED_PACKETS_MAX => match delayed {
+                Some(delayed) => held.push(Reverse(delayed)),
+                None => return,
+            },
         }
     }
 }
@@ -303,21 +347,70 @@ impl Ord for Delayed {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::network::ClosedSocket;
 
-    #[test]
-    fn losing_segments_keeps_whole_segments_in_order() {
-        let whole: Vec<u8> = (0..10u8).flat_map(|i| [i; 100]).chain([99; 40]).collect();
+    fn socket(seed: u64) -> FaultSocket {
+        let inner = Arc::new(ClosedSocket(SocketAddr::from(([127, 0, 0, 1], 1))));
+        FaultSocket::new(inner, Arc::default(), Arc::new(Random::new(Some(seed))), &Handle::current())
+    }
+
+    /// Ten segments of a hundred bytes and a shorter one, each of a byte of its own.
+    fn segments() -> Vec<u8> {
+        (0..10u8).flat_map(|i| [i; 100]).chain([99; 40]).collect()
+    }
+
+    fn check_whole(segment: &[u8]) {
+        assert!(segment.iter().all(|byte| *byte == segment[0]));
+        assert_eq!(segment.len(), if segment[0] == 99 { 40 } else { 100 });
+    }
+
+    #[tokio::test]
+    async fn losing_segments_keeps_whole_segments_in_order() {
+        let socket = socket(1);
+        let lossy = |loss| Way { loss, ..Way::default() };
         for _ in 0..200 {
-            let mut contents = whole.clone();
-            let kept = lose_segments(&mut contents, 100, 0.5);
-            let left: Vec<&[u8]> = contents[..kept].chunks(100).collect();
+            let mut contents = segments();
+            let fates = socket.fates(&mut contents, 100, &lossy(0.5));
+            let left: Vec<&[u8]> = contents[..fates.kept].chunks(100).collect();
             assert!(left.windows(2).all(|w| w[0][0] < w[1][0]));
-            for segment in left {
-                assert!(segment.iter().all(|b| *b == segment[0]));
-                assert_eq!(segment.len(), if segment[0] == 99 { 40 } else { 100 });
-            }
+            left.into_iter().for_each(check_whole);
+            assert!(fates.held.is_empty());
         }
-        assert_eq!(lose_segments(&mut whole.clone(), 100, 0.0), whole.len());
-        assert_eq!(lose_segments(&mut whole.clone(), 100, 1.0), 0);
+        assert_eq!(socket.fates(&mut segments(), 100, &lossy(0.0)).kept, 1_040);
+        assert_eq!(socket.fates(&mut segments(), 100, &lossy(1.0)).kept, 0);
+    }
+
+    #[tokio::test]
+    async fn reordering_and_doubling_lose_nothing_and_hold_no_longer_than_set() {
+        let socket = socket(2);
+        let by = Duration::from_millis(30);
+        let delay = Duration::from_millis(5);
+        let way = Way { delay, reorder: 0.3, reorder_by: by, duplicate: 0.3, ..Way::default() };
+        let mut doubled = 0;
+        for _ in 0..200 {
+            let mut contents = segments();
+            let fates = socket.fates(&mut contents, 100, &way);
+            let mut seen = [0; 100];
+            for segment in contents[..fates.kept].chunks(100).chain(fates.held.iter().map(|(_, held)| &held[..])) {
+                check_whole(segment);
+                seen[usize::from(segment[0])] += 1;
+            }
+            assert!((0..10).chain([99]).all(|i: usize| (1..=2).contains(&seen[i])), "{seen:?}");
+            doubled += seen.iter().filter(|times| **times == 2).count();
+            assert!(fates.held.iter().all(|(held, _)| (delay..=delay + by).contains(held)));
+        }
+        assert!(doubled > 0);
+    }
+
+    #[tokio::test]
+    async fn a_seed_decides_which_packets_are_hit() {
+        let hit = |seed| {
+            let socket = socket(seed);
+            let way = Way { loss: 0.3, reorder: 0.3, reorder_by: Duration::from_secs(1), ..Way::default() };
+            let fates: Vec<_> = (0..50).map(|_| socket.fates(&mut segments(), 100, &way)).collect();
+            format!("{fates:?}")
+        };
+        assert_eq!(hit(3), hit(3));
+        assert_ne!(hit(3), hit(4));
     }
 }

@@ -121,27 +121,46 @@ impl Inboxes {
         Attempt::Queued
     }
 
-    /// Handles one queue until it is empty; a queue exists exactly as long as this runs.
+    /// Handles one queue until it is empty; a queue exists exactly as long as this does.
     async fn drain(self: Arc<Self>, key: (Lane, Arc<str>)) {
-        loop {
-            let (job, room) = {
-                let mut queues = self.queues.lock();
-                let Some(queue) = queues.get_mut(&key) else {
-                    return;
-                };
-                match queue.jobs.pop_front() {
-                    Some((job, bytes)) => {
-                        queue.bytes -= bytes;
-                        (job, queue.room.clone())
-                    }
-                    None => {
-                        queues.remove(&key);
-                        return;
-                    }
-                }
-            };
+        let mut draining = Draining { inboxes: self, key: Some(key) };
+        while let Some((job, room)) = draining.next() {
             room.notify_one();
             job().await;
+        }
+    }
+}
+
+/// The drain of one queue. If it is dropped, because its runtime ends, so is the queue: its jobs own what owns the inboxes.
+struct Draining {
+    inboxes: Arc<Inboxes>,
+    /// `None` once the queue was empty and is gone.
+    key: Option<(Lane, Arc<str>)>,
+}
+
+impl Draining {
+    fn next(&mut self) -> Option<(Job, Arc<Notify>)> {
+        let mut queues = self.inboxes.queues.lock();
+        let queue = queues.get_mut(self.key.as_ref()?)?;
+        match queue.jobs.pop_front() {
+            Some((job, bytes)) => {
+                queue.bytes -= bytes;
+                Some((job, queue.room.clone()))
+            }
+            None => {
+                queues.remove(&self.key.take()?);
+                None
+            }
+        }
+    }
+}
+
+impl Drop for Draining {
+    fn drop(&mut self) {
+        if let Some(key) = self.key.take() {
+            let queue = self.inboxes.queues.lock().remove(&key);
+            // Outside of the lock, with whatever the jobs own.
+            drop(queue);
         }
     }
 }
@@ -184,6 +203,30 @@ mod tests {
         for n in 0..5 {
             assert_eq!(handled.recv().await, Some(n));
         }
+    }
+
+    #[test]
+    fn what_waits_is_let_go_with_its_runtime() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        let owned = Arc::new(());
+        let inboxes = {
+            let _entered = runtime.enter();
+            inboxes(100, 1_000)
+        };
+        for _ in 0..3 {
+            let owned = owned.clone();
+            let job: Job = Box::new(move || {
+                Box::pin(async move {
+                    std::future::pending::<()>().await;
+                    drop(owned);
+                })
+            });
+            assert!(inboxes.try_deliver(Lane::Tells, "p", 1, job));
+        }
+        runtime.block_on(tokio::task::yield_now());
+        assert_eq!(Arc::strong_count(&owned), 4);
+        drop(runtime);
+        assert_eq!(Arc::strong_count(&owned), 1);
     }
 
     #[tokio::test]

@@ -32,10 +32,12 @@ mod monitor;
 mod network;
 mod outbox;
 mod peer;
+mod random;
 mod registry;
 mod stream;
 mod tls;
 mod transport;
+mod watch;
 
 pub use config::{Identity, Limits, Timings, TransportConfig};
 pub use error::{AskError, SendError, StartError};

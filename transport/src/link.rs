@@ -16,7 +16,7 @@ use phalanx_actors::Exit;
 use quinn::{Connection, ConnectionError, ReadError, VarInt};
 use tokio::{
     sync::{Semaphore, oneshot},
-    task::JoinSet,
+    task::{AbortHandle, JoinSet},
 };
 
 use crate::{
@@ -89,6 +89,8 @@ pub(crate) struct Link {
     next_monitor: AtomicU64,
     /// The peer's monitors on paths of ours: its id, the path, our registry's id.
     watched: Mutex<HashMap<u64, (Arc<str>, u64)>>,
+    /// Those who read the lanes; `None` once the link is lost.
+    readers: Mutex<Option<Vec<AbortHandle>>>,
     /// Why we closed it.
     cause: Mutex<Option<LossReason>>,
     frame_bytes: usize,
@@ -117,6 +119,7 @@ impl Link {
             monitors_max: limits.monitors,
             next_monitor: AtomicU64::new(0),
             watched: Mutex::default(),
+            readers: Mutex::new(Some(vec![])),
             cause: Mutex::default(),
             frame_bytes: limits.frame_bytes,
         }
@@ -172,17 +175,33 @@ impl Link {
         }
     }
 
-    /// The link is lost: our monitors fire, the peer's are forgotten.
+    /// Keeps the reader of a lane until the link is lost. Lost already, it reads nothing.
+    fn keep_reader(&self, reader: AbortHandle) {
+        match self.readers.lock().as_mut() {
+            Some(readers) => readers.push(reader),
+            None => reader.abort(),
+        }
+    }
+
+    /// The link is lost: its lanes are read no more, our monitors fire, the peer's are forgotten.
     pub(crate) fn end(&self, registry: &crate::registry::Registry) {
+        // What it still holds must not come between what comes on the next link.
+        for reader in self.readers.lock().take().into_iter().flatten() {
+            reader.abort();
+        }
         self.control.close();
         self.tells.close();
         if let Some(held) = self.monitors.lock().take() {
-            for sender in held.into_values() {
+            // In the order in which they were set.
+            let mut held: Vec<_> = held.into_iter().collect();
+            held.sort_unstable_by_key(|(id, _)| *id);
+            for (_, sender) in held {
                 let _ = sender.send(Exit::NoConnection);
             }
         }
-        let watched = std::mem::take(&mut *self.watched.lock());
-        for (path, watch) in watched.into_values() {
+        let mut watched: Vec<_> = std::mem::take(&mut *self.watched.lock()).into_values().collect();
+        watched.sort_unstable_by_key(|(_, watch)| *watch);
+        for (path, watch) in watched {
             registry.unwatch(&path, watch);
         }
     }
@@ -247,8 +266,8 @@ pub(crate) async fn run(
     others.spawn(write_tells(c.clone()));
     others.spawn(accept_streams(c.clone()));
     others.spawn(read_datagrams(c.clone()));
-    readers.spawn(read_lane(c.clone(), Lane::Control, control_recv));
-    readers.spawn(read_tells(c.clone()));
+    c.link.keep_reader(readers.spawn(read_lane(c.clone(), Lane::Control, control_recv)));
+    c.link.keep_reader(readers.spawn(read_tells(c.clone())));
 
     let error = c.link.conn.closed().await;
     // What arrived before the close is still handled, before anyone hears of the loss.
@@ -465,6 +484,7 @@ async fn serve_ask(c: &Context, frame: &Frame, mut send: Resetting) -> Result<()
     let body = frame.payload.slice_ref(ask.body);
     let answer = c.node.answer(c.link.peer.clone(), &ask, body);
     let (status, body) = tokio::select! {
+        biased;
         answer = answer => answer,
         // The asker is gone, with its node or without: nobody wants the answer, so the handler's future is dropped.
         _ = given_up => return Ok(()),

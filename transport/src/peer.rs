@@ -10,7 +10,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{Notify, broadcast};
 
 use crate::{
     event::{LossReason, NodeName, PeerEvent, PeerInfo, PeerState},
@@ -18,6 +18,7 @@ use crate::{
     inbox::Inboxes,
     link::{CloseCode, Link},
     registry::Registry,
+    watch,
 };
 
 #[derive(Debug)]

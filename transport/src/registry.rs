@@ -105,7 +105,10 @@ impl Registry {
         let Some(served) = self.paths.lock().remove(path) else {
             return;
         };
-        for watch in served.watches.into_values() {
+        // In the order in which they were set.
+        let mut watches: Vec<_> = served.watches.into_iter().collect();
+        watches.sort_unstable_by_key(|(id, _)| *id);
+        for (_, watch) in watches {
             watch.watcher.fire(Exit::Shutdown);
             if let Some(task) = watch.task {
                 task.abort();

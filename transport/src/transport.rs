@@ -32,6 +32,7 @@ use crate::{
     network::{ClosedSocket, DriverRuntime},
     outbox::PushError,
     peer::Counters,
+    random::Random,
     registry::{Call, Failure, Outcome},
     stream::{RecvStream, SendStream},
     tls::{Tls, check_names},
@@ -98,15 +99,20 @@ impl Transport {
             }
         };
         let faults = Arc::new(FaultTable::default());
+        let random = Arc::new(Random::new(config.seed));
+        let mut quic_endpoint = EndpointConfig::default();
+        if config.seed.is_some() {
+            quic_endpoint.rng_seed(Some(random.bytes()));
+        }
         let quic = Arc::new(quic_config(&config.limits, &config.timings));
         let bind_error = |source| StartError::Bind { addr: config.bind, source };
         let (endpoint, local_addr) = {
             let _entered = driver.enter();
             let socket = config.network.bind(config.bind).map_err(bind_error)?;
             let local_addr = socket.local_addr().map_err(bind_error)?;
-            let socket = Arc::new(FaultSocket::new(socket, faults.clone(), &driver));
+            let socket = Arc::new(FaultSocket::new(socket, faults.clone(), random.clone(), &driver));
             let endpoint = Endpoint::new_with_abstract_socket(
-                EndpointConfig::default(),
+                quic_endpoint,
                 Some(server_config(&tls, &quic, &config.limits)),
                 socket,
                 Arc::new(DriverRuntime(driver.clone())),
@@ -124,6 +130,7 @@ impl Transport {
             tls,
             quic,
             faults,
+            random,
             events: broadcast::Sender::new(EVENTS_MAX),
         }));
         let (stop, stopping) = watch::channel(false);
@@ -514,6 +521,7 @@ impl Transport {
             let flushed = async {
                 for link in &links {
                     tokio::select! {
+                        biased;
                         _ = link.written.acquire_many(2) => {}
                         _ = link.conn.closed() => {}
                     }

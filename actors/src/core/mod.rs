@@ -8,6 +8,7 @@
 //! Must never name tokio or actix. Called by the driver, and by tests without any runtime.
 
 pub(crate) mod backoff;
+pub(crate) mod child;
 pub(crate) mod intensity;
 #[cfg(test)]
 mod model_test;

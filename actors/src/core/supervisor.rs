@@ -1,24 +1,24 @@
 //! The supervisor's decisions (OTP `supervisor`): who is started, stopped, killed, restarted, when, in which order, and when to give up.
 //!
 //! A pure state machine. Must never wait, read a clock, or know what a child is: `D` is whatever the driver keeps for a child.
-//! No event costs more than O(log children), except those that concern all children (group restart, own end).
+//! No event costs more than O(log children), except those that concern all children (group restart, own end, the end of a significant
+//! child when all have to end).
 //!
 //! Each child has its own state; what concerns several in order is an operation ([`Op`]):
 //! ```text
-//!   Boot ──▶ Idle ◀──────────────────────────┐
-//!              │ one_for_all, rest_for_one   │ all up
-//!              ├──▶ Group: Stopping (reverse) ──▶ Waiting (backoff) ──▶ Starting (in order)
-//!              │            ▲                                              │ one failed: counted, tried again
-//!              │            └──────────────────────────────────────────────┘
+//!   Boot ──▶ Idle ◀───────────────────────────────────────────────────────┐
+//!              │ one_for_all, rest_for_one                                │ all up, or one failed: tried again
+//!              ├──▶ Group: Stopping (reverse) ──▶ Waiting (backoff) ──▶ Starting (in order)   through the inbox
+//!              │
 //!              └──▶ Closing (reverse, dynamic: all at once) ──▶ Done
 //! ```
-//! While an operation runs, exits of other children are kept and handled after it, as OTP's are in the mailbox.
+//! While an operation runs, exits of other children and retries are kept and handled after it, as OTP's are in the mailbox.
 
-use super::backoff::Attempts;
+use super::child::{Child, ChildState, Spec, Why};
 use super::intensity::Intensity;
 use crate::error::ChildError;
 use crate::exit::Exit;
-use crate::spec::{Backoff, Restart, Shutdown, Strategy};
+use crate::spec::{AutoShutdown, Restart, Shutdown, Strategy};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,14 +29,6 @@ pub(crate) type Key = u64;
 pub(crate) type Inc = u64;
 /// Whoever waits for the answer to a command; chosen by the driver.
 pub(crate) type Asker = u64;
-
-/// The part of a child's specification that decisions need.
-#[derive(Clone, Debug)]
-pub(crate) struct Policy {
-    pub(crate) restart: Restart,
-    pub(crate) shutdown: Shutdown,
-    pub(crate) backoff: Option<Arc<Backoff>>,
-}
 
 /// What happened.
 #[derive(Debug)]
@@ -61,8 +53,6 @@ pub(crate) enum Event<D> {
     /// The supervisor is killed.
     Kill,
     StartChild {
-        id: Arc<str>,
-        policy: Policy,
         data: D,
         asker: Asker,
     },
@@ -116,65 +106,15 @@ pub(crate) enum Timer {
     Group { turn: u64 },
 }
 
-/// Where a child is in its life, as the core sees it.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum ChildState {
-    /// Known, not running, and no one will start it.
-    Idle,
-    /// To be started by the operation that runs.
-    Queued,
-    Starting(Why),
-    Running {
-        since: Duration,
-    },
-    /// Asked to stop or killed, its exit is awaited.
-    Stopping {
-        forget: bool,
-    },
-    /// Ended while an operation ran; handled after it.
-    Dead {
-        exit: Exit,
-    },
-    /// Its restart timer runs.
-    Waiting,
-}
-
-/// Who started a child that is not up yet.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Why {
-    /// The operation.
-    Op,
-    /// Its own crash.
-    Restart,
-    /// `start_child`.
-    New(Asker),
-    /// `restart_child`.
-    Again(Asker),
-}
-
-#[derive(Debug)]
-pub(crate) struct Child<D> {
-    pub(crate) id: Arc<str>,
-    policy: Policy,
-    attempts: Attempts,
-    pub(crate) state: ChildState,
-    inc: Inc,
-    /// Those who asked for its termination.
-    waiters: Vec<Asker>,
-    pub(crate) data: D,
-}
-
-impl<D> Child<D> {
-    fn alive(&self) -> bool {
-        matches!(self.state, ChildState::Starting(_) | ChildState::Running { .. } | ChildState::Stopping { .. })
-    }
-}
+const SIGNIFICANT_NEVER: &str = "a significant child needs a supervisor that shuts down for it: set its auto_shutdown";
+const SIGNIFICANT_PERMANENT: &str =
+    "a permanent child cannot be significant, since it always returns: make it transient";
 
 #[derive(Debug)]
 enum Op {
     None,
     Boot,
-    Group { from: Key, phase: Phase, delay: Duration, via_inbox: bool },
+    Group { from: Key, phase: Phase, delay: Duration },
     Closing { reason: Exit, cursor: Key },
     Done,
 }
@@ -190,14 +130,17 @@ enum Phase {
 #[derive(Debug)]
 pub(crate) struct Supervisor<D> {
     strategy: Strategy,
+    auto_shutdown: AutoShutdown,
     intensity: Intensity,
     children: BTreeMap<Key, Box<Child<D>>>,
     ids: HashMap<Arc<str>, Key>,
     op: Op,
     /// How many children are starting, running or stopping.
     alive: usize,
-    /// Children that died while an operation ran, in the order of death.
-    dead: VecDeque<(Key, Inc)>,
+    /// Those who asked for the termination of a child that is stopping.
+    waiters: HashMap<Key, Vec<Asker>>,
+    /// Children that died, or whose retry came due, while an operation ran; in that order.
+    kept: VecDeque<(Key, Inc)>,
     next_key: Key,
     next_inc: Inc,
     /// Counts group waits, to recognise late timers.
@@ -205,17 +148,24 @@ pub(crate) struct Supervisor<D> {
     seed: u64,
 }
 
-impl<D> Supervisor<D> {
+impl<D: Spec> Supervisor<D> {
     /// `seed` decides the jitter of backoffs and nothing else.
-    pub(crate) fn new(strategy: Strategy, intensity: Option<(u32, Duration)>, seed: u64) -> Self {
+    pub(crate) fn new(
+        strategy: Strategy,
+        auto_shutdown: AutoShutdown,
+        intensity: Option<(u32, Duration)>,
+        seed: u64,
+    ) -> Self {
         Supervisor {
             strategy,
+            auto_shutdown,
             intensity: Intensity::new(intensity),
             children: BTreeMap::new(),
             ids: HashMap::new(),
             op: Op::Boot,
             alive: 0,
-            dead: VecDeque::new(),
+            waiters: HashMap::new(),
+            kept: VecDeque::new(),
             next_key: 0,
             next_inc: 0,
             turn: 0,
@@ -223,13 +173,14 @@ impl<D> Supervisor<D> {
         }
     }
 
-    /// Adds a first child, before `Event::Boot`. False when the id is taken.
-    pub(crate) fn add(&mut self, id: Arc<str>, policy: Policy, data: D) -> bool {
-        if self.ids.contains_key(&id) {
-            return false;
+    /// Adds a first child, before `Event::Boot`.
+    pub(crate) fn add(&mut self, data: D) -> Result<(), ChildError> {
+        self.check(&data)?;
+        if self.ids.contains_key(data.id()) {
+            return Err(ChildError::AlreadyPresent);
         }
-        self.insert(id, policy, data, ChildState::Queued);
-        true
+        self.insert(data, ChildState::Queued);
+        Ok(())
     }
 
     /// Whether commands must wait because an operation runs. Stop and kill never wait.
@@ -249,8 +200,25 @@ impl<D> Supervisor<D> {
         self.children.get(&key).map(|c| &**c)
     }
 
+    pub(crate) fn find(&self, id: &str) -> Option<(Key, &Child<D>)> {
+        let key = *self.ids.get(id)?;
+        Some((key, self.child(key)?))
+    }
+
     pub(crate) fn data_mut(&mut self, key: Key) -> Option<&mut D> {
         self.children.get_mut(&key).map(|c| &mut c.data)
+    }
+
+    /// Whether the child runs, or will be started again without being asked for.
+    pub(crate) fn returns(&self, key: Key) -> bool {
+        let Some(child) = self.children.get(&key) else { return false };
+        match self.op {
+            // Its members show as idle until all of them have ended.
+            Op::Group { from, phase: Phase::Stopping { .. }, .. } if key >= from => {
+                child.data.policy().restart != Restart::Temporary
+            }
+            _ => child.state != ChildState::Idle,
+        }
     }
 
     /// `now` is the time since some fixed moment and never goes back.
@@ -263,7 +231,7 @@ impl<D> Supervisor<D> {
             Event::Timer(timer) => self.on_timer(timer, now, &mut out),
             Event::Stop(reason) => self.close(reason, now, &mut out),
             Event::Kill => self.kill(now, &mut out),
-            Event::StartChild { id, policy, data, asker } => self.start_child(id, policy, data, asker, &mut out),
+            Event::StartChild { data, asker } => self.start_child(data, asker, &mut out),
             Event::TerminateChild { id, asker } => self.terminate_child(&id, asker, &mut out),
             Event::RestartChild { id, asker } => self.restart_child(&id, asker, &mut out),
             Event::DeleteChild { id, asker } => self.delete_child(&id, asker, &mut out),
@@ -276,7 +244,7 @@ impl<D> Supervisor<D> {
     fn on_started(&mut self, key: Key, inc: Inc, now: Duration, out: &mut Vec<Action<D>>) {
         let Some(child) = self.children.get_mut(&key).filter(|c| c.inc == inc) else { return };
         let ChildState::Starting(why) = &child.state else { return };
-        let why = why.clone();
+        let why = *why;
         child.state = ChildState::Running { since: now };
         match why {
             Why::Op => self.proceed(now, out),
@@ -291,25 +259,28 @@ impl<D> Supervisor<D> {
             return;
         }
         self.alive -= 1;
+        let policy = child.data.policy();
+        let for_good = policy.restart == Restart::Temporary || self.strategy == Strategy::Dynamic;
         match std::mem::replace(&mut child.state, ChildState::Idle) {
             ChildState::Stopping { forget } => {
-                let waiters = std::mem::take(&mut child.waiters);
+                let waiters = self.waiters.remove(&key).unwrap_or_default();
                 let terminated = !waiters.is_empty();
                 for asker in waiters {
                     out.push(Action::Reply { asker, result: Ok(key) });
                 }
-                let for_good =
-                    terminated && (child.policy.restart == Restart::Temporary || self.strategy == Strategy::Dynamic);
-                if forget || for_good {
-                    self.forget(key, out);
-                } else {
-                    out.push(Action::Idle { key });
+                self.leave(key, forget || (terminated && for_good), out);
+                self.proceed(now, out);
+            }
+            ChildState::Starting(why) if exit == Exit::Ignore => {
+                if let Why::New(asker) | Why::Again(asker) = why {
+                    out.push(Action::Reply { asker, result: Ok(key) });
                 }
+                self.leave(key, for_good, out);
                 self.proceed(now, out);
             }
             ChildState::Starting(why) => self.start_failed(key, why, exit, now, out),
             ChildState::Running { since } => {
-                if let Some(spec) = &child.policy.backoff {
+                if let Some(spec) = &policy.backoff {
                     child.attempts.ended(spec, now.saturating_sub(since));
                 }
                 match self.op {
@@ -319,8 +290,8 @@ impl<D> Supervisor<D> {
                     }
                     Op::None | Op::Group { phase: Phase::Waiting, .. } => self.ended(key, exit, now, out),
                     Op::Boot | Op::Group { .. } => {
-                        child.state = ChildState::Dead { exit };
-                        self.dead.push_back((key, inc));
+                        child.state = ChildState::Dead { exit: Box::new(exit) };
+                        self.kept.push_back((key, inc));
                         self.proceed(now, out);
                     }
                 }
@@ -333,68 +304,121 @@ impl<D> Supervisor<D> {
     fn ended(&mut self, key: Key, exit: Exit, now: Duration, out: &mut Vec<Action<D>>) {
         let Some(child) = self.children.get_mut(&key) else { return };
         child.state = ChildState::Idle;
-        let again = match child.policy.restart {
+        let (restart, significant) = (child.data.policy().restart, child.data.policy().significant);
+        let again = match restart {
             Restart::Permanent => true,
             Restart::Transient => exit.is_abnormal(),
             Restart::Temporary => false,
         };
         if again {
-            self.restart(key, exit, false, now, out);
-        } else if child.policy.restart == Restart::Temporary || self.strategy == Strategy::Dynamic {
-            self.forget(key, out);
-        } else {
-            out.push(Action::Idle { key });
+            return self.restart(key, exit, now, out);
+        }
+        self.leave(key, restart == Restart::Temporary || self.strategy == Strategy::Dynamic, out);
+        if significant && self.shuts_down() {
+            self.close(Exit::Shutdown, now, out);
+        }
+    }
+
+    /// Whether the end of a significant child, which is told, is the supervisor's (OTP `do_auto_shutdown`).
+    fn shuts_down(&self) -> bool {
+        match self.auto_shutdown {
+            AutoShutdown::Never => false,
+            AutoShutdown::AnySignificant => true,
+            AutoShutdown::AllSignificant => {
+                !self.children.values().any(|c| c.data.policy().significant && c.state != ChildState::Idle)
+            }
         }
     }
 
     /// A child ended before it was up.
     fn start_failed(&mut self, key: Key, why: Why, exit: Exit, now: Duration, out: &mut Vec<Action<D>>) {
         match why {
-            Why::New(asker) => {
+            Why::New(asker) | Why::Again(asker) => {
                 out.push(Action::Reply { asker, result: Err(ChildError::StartFailed(exit)) });
-                self.forget(key, out);
+                self.leave(key, matches!(why, Why::New(_)), out);
                 self.proceed(now, out);
             }
-            Why::Again(asker) => {
-                out.push(Action::Reply { asker, result: Err(ChildError::StartFailed(exit)) });
-                out.push(Action::Idle { key });
-                self.proceed(now, out);
-            }
-            Why::Restart if matches!(self.op, Op::Closing { .. }) => out.push(Action::Idle { key }),
-            Why::Restart => self.restart(key, exit, true, now, out),
             Why::Op if matches!(self.op, Op::Boot) => {
                 out.push(Action::Idle { key });
-                let child = self.children.get(&key).map(|c| c.id.to_string()).unwrap_or_default();
+                let child = self.children.get(&key).map(|c| c.data.id().to_string()).unwrap_or_default();
                 self.close(Exit::StartFailed { child, reason: Box::new(exit) }, now, out);
             }
-            Why::Op => self.restart(key, exit, true, now, out),
+            Why::Op | Why::Restart if self.down() => {
+                out.push(Action::Idle { key });
+                self.proceed(now, out);
+            }
+            Why::Op | Why::Restart => self.restart_failed(key, exit, now, out),
         }
     }
 
-    /// Counts a restart of this child and sets it going, alone or with its group, or gives up. `failed`: it is a repeated try, which goes
-    /// through the inbox so that other events come between tries (OTP `try_again_restart`).
-    fn restart(&mut self, key: Key, exit: Exit, failed: bool, now: Duration, out: &mut Vec<Action<D>>) {
-        let chance = self.chance();
-        let Some(child) = self.children.get_mut(&key) else { return };
-        if !self.intensity.allow(now) {
-            let reason = Exit::RestartIntensity { child: child.id.to_string(), last: Box::new(exit) };
-            out.push(Action::Idle { key });
-            return self.close(reason, now, out);
+    /// A child that was up has crashed: a restart is counted and set going, now or after its backoff.
+    fn restart(&mut self, key: Key, exit: Exit, now: Duration, out: &mut Vec<Action<D>>) {
+        let delay = self.delay(key);
+        if self.counted(key, exit, now, out) {
+            self.set_going(key, delay, now, out);
         }
-        let delay = match &child.policy.backoff {
+    }
+
+    /// A restart has failed. The next try goes through the inbox, so that other events come between tries, and is counted when it is made
+    /// (OTP `try_again_restart`). After a backoff, which OTP has not, it is counted before: nobody waits only to give up.
+    fn restart_failed(&mut self, key: Key, exit: Exit, now: Duration, out: &mut Vec<Action<D>>) {
+        let delay = self.delay(key);
+        if !delay.is_zero() {
+            if self.counted(key, exit, now, out) {
+                self.set_going(key, delay, now, out);
+            }
+            return;
+        }
+        let Some(child) = self.children.get_mut(&key) else { return };
+        child.state = ChildState::Waiting { failed: Some(Box::new(exit)) };
+        let inc = child.inc;
+        out.push(Action::Restarting { key, delay });
+        out.push(Action::Timer { timer: Timer::Restart { key, inc }, after: delay });
+        if matches!(self.op, Op::Group { .. }) {
+            // Those before it are up; those behind it have to wait until it was tried again.
+            self.op = Op::None;
+            for (key, child) in self.children.range_mut(key..) {
+                if child.state == ChildState::Queued {
+                    child.state = ChildState::Idle;
+                    out.push(Action::Idle { key: *key });
+                }
+            }
+            self.proceed(now, out);
+        }
+    }
+
+    /// Counts a restart. False when it is one too many: then the supervisor gives up.
+    fn counted(&mut self, key: Key, exit: Exit, now: Duration, out: &mut Vec<Action<D>>) -> bool {
+        if self.intensity.allow(now) {
+            return true;
+        }
+        let Some(child) = self.children.get_mut(&key) else { return false };
+        child.state = ChildState::Idle;
+        let reason = Exit::RestartIntensity { child: child.data.id().to_string(), last: Box::new(exit) };
+        out.push(Action::Idle { key });
+        self.close(reason, now, out);
+        false
+    }
+
+    fn delay(&mut self, key: Key) -> Duration {
+        let chance = self.chance();
+        let Some(child) = self.children.get_mut(&key) else { return Duration::ZERO };
+        match &child.data.policy().backoff {
             Some(spec) => child.attempts.next_delay(spec, chance),
             None => Duration::ZERO,
-        };
+        }
+    }
+
+    /// Restarts a child, alone or with its group, after a delay.
+    fn set_going(&mut self, key: Key, delay: Duration, now: Duration, out: &mut Vec<Action<D>>) {
+        let Some(child) = self.children.get_mut(&key) else { return };
         let from = match self.strategy {
+            Strategy::OneForOne | Strategy::Dynamic if delay.is_zero() => return self.start(key, Why::Restart, out),
             Strategy::OneForOne | Strategy::Dynamic => {
-                if delay.is_zero() && !failed {
-                    return self.start(key, Why::Restart, out);
-                }
-                child.state = ChildState::Waiting;
+                child.state = ChildState::Waiting { failed: None };
                 let inc = child.inc;
                 out.push(Action::Restarting { key, delay });
-                out.push(Action::Timer { timer: Timer::Restart { key, inc }, after: delay });
-                return;
+                return out.push(Action::Timer { timer: Timer::Restart { key, inc }, after: delay });
             }
             Strategy::OneForAll => 0,
             Strategy::RestForOne => key,
@@ -407,7 +431,7 @@ impl<D> Supervisor<D> {
         // The one that crashed is queued at once, so that it shows as restarting while the others stop.
         child.state = ChildState::Queued;
         out.push(Action::Restarting { key, delay });
-        self.op = Op::Group { from, phase: Phase::Stopping { cursor: self.next_key }, delay, via_inbox: failed };
+        self.op = Op::Group { from, phase: Phase::Stopping { cursor: self.next_key }, delay };
         self.proceed(now, out);
     }
 
@@ -423,9 +447,8 @@ impl<D> Supervisor<D> {
                 }
             }
             Timer::Restart { key, inc } => {
-                if self.children.get(&key).is_some_and(|c| c.inc == inc && c.state == ChildState::Waiting) {
-                    self.start(key, Why::Restart, out);
-                }
+                self.kept.push_back((key, inc));
+                self.proceed(now, out);
             }
             Timer::Group { turn } => {
                 let this_turn = self.turn == turn;
@@ -446,12 +469,9 @@ impl<D> Supervisor<D> {
         loop {
             match self.op {
                 Op::None => {
-                    let Some((key, inc)) = self.dead.pop_front() else { return };
-                    let exit = match self.children.get(&key).filter(|c| c.inc == inc).map(|c| &c.state) {
-                        Some(ChildState::Dead { exit }) => exit.clone(),
-                        _ => continue, // stopped or started again by the operation meanwhile
-                    };
-                    return self.ended_then_proceed(key, exit, now, out);
+                    if !self.handle_kept(now, out) {
+                        return;
+                    }
                 }
                 Op::Boot => match self.start_next(0, out) {
                     Some(_) => return,
@@ -460,44 +480,38 @@ impl<D> Supervisor<D> {
                         out.push(Action::Ready);
                     }
                 },
-                Op::Group { phase: Phase::Waiting, .. } | Op::Done => return,
-                Op::Group { from, phase: Phase::Stopping { cursor }, delay, via_inbox } => {
+                // Commands, exits and retries are handled while the group waits.
+                Op::Group { phase: Phase::Waiting, .. } => {
+                    if !self.handle_kept(now, out) {
+                        return;
+                    }
+                }
+                Op::Done => return,
+                Op::Group { from, phase: Phase::Stopping { cursor }, delay } => {
                     match self.stop_last(from, cursor, out) {
                         Some(at) => {
-                            self.op = Op::Group { from, phase: Phase::Stopping { cursor: at + 1 }, delay, via_inbox };
+                            self.op = Op::Group { from, phase: Phase::Stopping { cursor: at + 1 }, delay };
                             return;
                         }
                         None => {
                             self.queue_group(from, delay, out);
-                            if delay.is_zero() && !via_inbox {
-                                self.op = Op::Group { from, phase: Phase::Starting { cursor: from }, delay, via_inbox };
+                            if delay.is_zero() {
+                                self.op = Op::Group { from, phase: Phase::Starting { cursor: from }, delay };
                                 continue;
                             }
                             self.turn += 1;
-                            self.op = Op::Group { from, phase: Phase::Waiting, delay, via_inbox };
+                            self.op = Op::Group { from, phase: Phase::Waiting, delay };
                             out.push(Action::Timer { timer: Timer::Group { turn: self.turn }, after: delay });
-                            // Commands and exits are handled while the group waits.
-                            while let Some((key, inc)) = self.dead.pop_front() {
-                                if let Some(ChildState::Dead { exit }) =
-                                    self.children.get(&key).filter(|c| c.inc == inc).map(|c| &c.state)
-                                {
-                                    let exit = exit.clone();
-                                    return self.ended_then_proceed(key, exit, now, out);
-                                }
-                            }
-                            return;
                         }
                     }
                 }
-                Op::Group { from, phase: Phase::Starting { cursor }, delay, via_inbox } => {
-                    match self.start_next(cursor, out) {
-                        Some(at) => {
-                            self.op = Op::Group { from, phase: Phase::Starting { cursor: at }, delay, via_inbox };
-                            return;
-                        }
-                        None => self.op = Op::None,
+                Op::Group { from, phase: Phase::Starting { cursor }, delay } => match self.start_next(cursor, out) {
+                    Some(at) => {
+                        self.op = Op::Group { from, phase: Phase::Starting { cursor: at }, delay };
+                        return;
                     }
-                }
+                    None => self.op = Op::None,
+                },
                 Op::Closing { cursor, .. } if self.strategy != Strategy::Dynamic && self.alive > 0 => {
                     let at = self.stop_last(0, cursor, out);
                     if let (Some(at), Op::Closing { cursor, .. }) = (at, &mut self.op) {
@@ -517,11 +531,22 @@ impl<D> Supervisor<D> {
         }
     }
 
-    fn ended_then_proceed(&mut self, key: Key, exit: Exit, now: Duration, out: &mut Vec<Action<D>>) {
-        self.ended(key, exit, now, out);
-        if matches!(self.op, Op::None) && !self.dead.is_empty() {
-            self.proceed(now, out);
+    /// Handles the first thing that was kept. False when nothing is left.
+    fn handle_kept(&mut self, now: Duration, out: &mut Vec<Action<D>>) -> bool {
+        let Some((key, inc)) = self.kept.pop_front() else { return false };
+        let Some(child) = self.children.get_mut(&key).filter(|c| c.inc == inc) else { return true };
+        match std::mem::replace(&mut child.state, ChildState::Idle) {
+            ChildState::Dead { exit } => self.ended(key, *exit, now, out),
+            ChildState::Waiting { failed: None } => self.start(key, Why::Restart, out),
+            ChildState::Waiting { failed: Some(exit) } => {
+                if self.counted(key, *exit, now, out) {
+                    self.set_going(key, Duration::ZERO, now, out);
+                }
+            }
+            // Terminated, or started again by an operation, meanwhile.
+            state => child.state = state,
         }
+        true
     }
 
     /// Starts the first queued child from `cursor` on, or finds the one that is being started. `None`: all are up.
@@ -556,7 +581,7 @@ impl<D> Supervisor<D> {
         let keys: Vec<Key> = self.children.range(from..).map(|(key, _)| *key).collect();
         for key in keys {
             let Some(child) = self.children.get_mut(&key) else { continue };
-            if child.policy.restart == Restart::Temporary {
+            if child.data.policy().restart == Restart::Temporary {
                 self.forget(key, out);
             } else if child.state != ChildState::Queued {
                 child.state = ChildState::Queued;
@@ -566,54 +591,75 @@ impl<D> Supervisor<D> {
     }
 
     fn close(&mut self, reason: Exit, now: Duration, out: &mut Vec<Action<D>>) {
-        if matches!(self.op, Op::Closing { .. } | Op::Done) {
-            return;
-        }
-        self.op = Op::Closing { reason, cursor: self.next_key };
-        self.dead.clear();
-        let dynamic = self.strategy == Strategy::Dynamic;
-        let keys: Vec<Key> = self.children.keys().copied().collect();
-        for key in keys {
-            let Some(child) = self.children.get_mut(&key) else { continue };
-            match child.state {
-                ChildState::Queued | ChildState::Waiting | ChildState::Dead { .. } => {
-                    child.state = ChildState::Idle;
-                    out.push(Action::Idle { key });
-                }
-                ChildState::Starting(_) | ChildState::Running { .. } if dynamic => self.request_stop(key, false, out),
-                _ => {}
+        if !self.down() {
+            self.begin_end(reason, out);
+            if self.strategy == Strategy::Dynamic {
+                self.request_stop_of_all(false, out);
             }
+            self.proceed(now, out);
         }
-        self.proceed(now, out);
     }
 
     fn kill(&mut self, now: Duration, out: &mut Vec<Action<D>>) {
-        if matches!(self.op, Op::Done) {
-            return;
+        match &mut self.op {
+            Op::Done => return,
+            Op::Closing { reason, .. } => *reason = Exit::Killed,
+            _ => self.begin_end(Exit::Killed, out),
         }
-        self.close(Exit::Killed, now, out);
-        if let Op::Closing { reason, .. } = &mut self.op {
-            *reason = Exit::Killed;
+        self.request_stop_of_all(true, out);
+        self.proceed(now, out);
+    }
+
+    /// From now on nothing is started.
+    fn begin_end(&mut self, reason: Exit, out: &mut Vec<Action<D>>) {
+        self.op = Op::Closing { reason, cursor: self.next_key };
+        self.kept.clear();
+        for (key, child) in self.children.iter_mut().filter(|(_, child)| !child.alive()) {
+            if child.state != ChildState::Idle {
+                child.state = ChildState::Idle;
+                out.push(Action::Idle { key: *key });
+            }
         }
+    }
+
+    fn request_stop_of_all(&mut self, kill: bool, out: &mut Vec<Action<D>>) {
         let keys: Vec<Key> = self.children.iter().filter(|(_, c)| c.alive()).map(|(key, _)| *key).collect();
         for key in keys {
-            self.request_stop(key, true, out);
+            let stopping = matches!(self.children[&key].state, ChildState::Stopping { .. });
+            if kill || !stopping {
+                self.request_stop(key, kill, out);
+            }
         }
     }
 
     // ---- commands ----------------------------------------------------------------------------------------------------------
 
-    fn start_child(&mut self, id: Arc<str>, policy: Policy, data: D, asker: Asker, out: &mut Vec<Action<D>>) {
-        let refused = match self.find(&id) {
+    /// A significant child is one whose end can be the supervisor's end (OTP `bad_combination`).
+    fn check(&self, data: &D) -> Result<(), ChildError> {
+        if data.policy().significant && self.auto_shutdown == AutoShutdown::Never {
+            return Err(ChildError::BadCombination(SIGNIFICANT_NEVER));
+        }
+        if data.policy().significant && data.policy().restart == Restart::Permanent {
+            return Err(ChildError::BadCombination(SIGNIFICANT_PERMANENT));
+        }
+        Ok(())
+    }
+
+    fn start_child(&mut self, data: D, asker: Asker, out: &mut Vec<Action<D>>) {
+        let refused = match (self.check(&data), self.find(data.id())) {
             _ if self.down() => Some(ChildError::SupervisorDown),
-            Some((_, ChildState::Idle)) => Some(ChildError::AlreadyPresent),
-            Some(_) => Some(ChildError::AlreadyStarted),
-            None => None,
+            (Err(refused), _) => Some(refused),
+            (_, None) => None,
+            (_, Some((_, child))) => Some(match child.state {
+                // OTP: what does not run is present, whether someone will start it again or not.
+                ChildState::Idle | ChildState::Queued | ChildState::Waiting { .. } => ChildError::AlreadyPresent,
+                _ => ChildError::AlreadyStarted,
+            }),
         };
         if let Some(error) = refused {
             return out.push(Action::Reply { asker, result: Err(error) });
         }
-        let key = self.insert(id, policy, data, ChildState::Idle);
+        let key = self.insert(data, ChildState::Idle);
         self.start(key, Why::New(asker), out);
     }
 
@@ -624,19 +670,16 @@ impl<D> Supervisor<D> {
         };
         let Some(child) = self.children.get_mut(&key) else { return };
         match child.state {
-            ChildState::Stopping { .. } => child.waiters.push(asker),
+            ChildState::Stopping { .. } => self.waiters.entry(key).or_default().push(asker),
             ChildState::Starting(_) | ChildState::Running { .. } => {
-                child.waiters.push(asker);
+                self.waiters.entry(key).or_default().push(asker);
                 self.request_stop(key, false, out);
             }
-            ChildState::Idle | ChildState::Queued | ChildState::Waiting | ChildState::Dead { .. } => {
+            ChildState::Idle | ChildState::Queued | ChildState::Waiting { .. } | ChildState::Dead { .. } => {
                 child.state = ChildState::Idle;
+                let for_good = child.data.policy().restart == Restart::Temporary || self.strategy == Strategy::Dynamic;
                 out.push(Action::Reply { asker, result: Ok(key) });
-                if child.policy.restart == Restart::Temporary || self.strategy == Strategy::Dynamic {
-                    self.forget(key, out);
-                } else {
-                    out.push(Action::Idle { key });
-                }
+                self.leave(key, for_good, out);
             }
         }
     }
@@ -660,25 +703,25 @@ impl<D> Supervisor<D> {
 
     /// The child, if it is one that can be restarted or deleted by hand.
     fn idle(&self, id: &Arc<str>) -> Result<Key, ChildError> {
-        match self.find(id) {
-            _ if self.down() => Err(ChildError::SupervisorDown),
-            None => Err(ChildError::NotFound),
-            Some((key, ChildState::Idle)) => Ok(key),
-            Some((_, ChildState::Waiting | ChildState::Queued | ChildState::Dead { .. })) => {
-                Err(ChildError::Restarting)
-            }
-            Some(_) => Err(ChildError::Running),
+        let (key, child) = match self.find(id) {
+            _ if self.down() => return Err(ChildError::SupervisorDown),
+            None => return Err(ChildError::NotFound),
+            Some(found) => found,
+        };
+        match child.state {
+            ChildState::Idle => Ok(key),
+            ChildState::Waiting { .. } | ChildState::Queued | ChildState::Dead { .. } => Err(ChildError::Restarting),
+            _ => Err(ChildError::Running),
         }
     }
 
     // ---- single steps ------------------------------------------------------------------------------------------------------
 
-    fn insert(&mut self, id: Arc<str>, policy: Policy, data: D, state: ChildState) -> Key {
+    fn insert(&mut self, data: D, state: ChildState) -> Key {
         let key = self.next_key;
         self.next_key += 1;
-        self.ids.insert(id.clone(), key);
-        let child = Child { id, policy, attempts: Attempts::default(), state, inc: 0, waiters: Vec::new(), data };
-        self.children.insert(key, Box::new(child));
+        self.ids.insert(data.id().clone(), key);
+        self.children.insert(key, Box::new(Child::new(data, state)));
         key
     }
 
@@ -705,7 +748,7 @@ impl<D> Supervisor<D> {
             out.push(Action::Reply { asker, result: Err(ChildError::Stopped) });
         }
         child.state = ChildState::Stopping { forget };
-        match child.policy.shutdown {
+        match child.data.policy().shutdown {
             _ if kill => out.push(Action::Kill { key }),
             Shutdown::Brutal => out.push(Action::Kill { key }),
             Shutdown::Infinity => out.push(Action::Stop { key }),
@@ -718,14 +761,18 @@ impl<D> Supervisor<D> {
 
     fn forget(&mut self, key: Key, out: &mut Vec<Action<D>>) {
         if let Some(child) = self.children.remove(&key) {
-            self.ids.remove(&child.id);
+            self.ids.remove(child.data.id());
             out.push(Action::Forget { key, data: child.data });
         }
     }
 
-    fn find(&self, id: &Arc<str>) -> Option<(Key, &ChildState)> {
-        let key = *self.ids.get(id)?;
-        Some((key, &self.children.get(&key)?.state))
+    /// A child does not run, and nobody will start it by itself.
+    fn leave(&mut self, key: Key, forget: bool, out: &mut Vec<Action<D>>) {
+        if forget {
+            self.forget(key, out);
+        } else {
+            out.push(Action::Idle { key });
+        }
     }
 
     fn down(&self) -> bool {

@@ -1,21 +1,36 @@
 //! The core against its own invariants: whatever happens, in whatever order.
 
+use super::child::Spec;
 use super::supervisor::*;
+use crate::error::ChildError;
 use crate::exit::Exit;
-use crate::spec::{Restart, Shutdown, Strategy};
+use crate::spec::{AutoShutdown, Policy, Restart, Shutdown, Strategy};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 const PERIOD: Duration = Duration::from_secs(5);
 
-fn policy(restart: Restart) -> Policy {
-    Policy { restart, shutdown: Shutdown::Timeout(Duration::from_millis(100)), backoff: None }
+#[derive(Clone, Debug, PartialEq)]
+struct Data(Arc<str>, Policy);
+
+impl Spec for Data {
+    fn id(&self) -> &Arc<str> {
+        &self.0
+    }
+    fn policy(&self) -> &Policy {
+        &self.1
+    }
+}
+
+fn child(id: &str, restart: Restart) -> Data {
+    Data(id.into(), Policy { restart, ..Policy::new(Shutdown::Timeout(Duration::from_millis(100))) })
 }
 
 /// A world that does what the core says, and checks that it may be said.
 struct World {
-    core: Supervisor<()>,
+    core: Supervisor<Data>,
     strategy: Strategy,
     now: Duration,
     /// Living incarnations, with whether they are up and whether they were asked to stop.
@@ -26,9 +41,9 @@ struct World {
 
 impl World {
     fn new(strategy: Strategy, restarts: &[Restart], intensity: u32) -> Self {
-        let mut core = Supervisor::new(strategy, Some((intensity, PERIOD)), 7);
+        let mut core = Supervisor::new(strategy, AutoShutdown::Never, Some((intensity, PERIOD)), 7);
         for (i, restart) in restarts.iter().enumerate() {
-            assert!(core.add(format!("c{i}").into(), policy(*restart), ()));
+            assert_eq!(core.add(child(&format!("c{i}"), *restart)), Ok(()));
         }
         let mut world =
             World { core, strategy, now: Duration::ZERO, living: BTreeMap::new(), timers: vec![], exit: None };
@@ -36,7 +51,7 @@ impl World {
         world
     }
 
-    fn feed(&mut self, event: Event<()>) {
+    fn feed(&mut self, event: Event<Data>) {
         for action in self.core.on_event(event, self.now) {
             assert!(self.exit.is_none(), "nothing follows the exit: {action:?}");
             match action {
@@ -167,7 +182,7 @@ proptest! {
         if world.exit.is_none() {
             for (key, child) in world.core.children() {
                 let up = world.living.get(&key).is_some_and(|l| l.1);
-                prop_assert!(up || restarts[key as usize] != Restart::Permanent, "{} is {:?}", child.id, child.state);
+                prop_assert!(up || restarts[key as usize] != Restart::Permanent, "{} is {:?}", child.data.id(), child.state);
             }
         }
     }
@@ -196,15 +211,15 @@ proptest! {
 }
 
 /// Feeds one event and returns what is to be done, without who and when.
-fn act(core: &mut Supervisor<()>, event: Event<()>) -> Vec<Action<()>> {
+fn act(core: &mut Supervisor<Data>, event: Event<Data>) -> Vec<Action<Data>> {
     core.on_event(event, Duration::ZERO)
 }
 
 /// A supervisor whose first children are all up; child `i` has key `i` and incarnation `i + 1`.
-fn up(strategy: Strategy, restarts: &[Restart]) -> Supervisor<()> {
-    let mut core = Supervisor::new(strategy, Some((3, PERIOD)), 1);
+fn up(strategy: Strategy, restarts: &[Restart]) -> Supervisor<Data> {
+    let mut core = Supervisor::new(strategy, AutoShutdown::Never, Some((3, PERIOD)), 1);
     for (i, restart) in restarts.iter().enumerate() {
-        assert!(core.add(format!("c{i}").into(), policy(*restart), ()));
+        assert_eq!(core.add(child(&format!("c{i}"), *restart)), Ok(()));
     }
     act(&mut core, Event::Boot);
     for key in 0..restarts.len() as u64 {
@@ -268,16 +283,16 @@ fn two_that_wait_for_the_same_termination_are_both_answered() {
     let out = act(&mut core, Event::Exited { key: 0, inc: 1, exit: Exit::Shutdown });
     let replies = out.iter().filter(|a| matches!(a, Action::Reply { result: Ok(0), .. })).count();
     assert_eq!(replies, 2);
-    assert_eq!(out.last(), Some(&Action::Forget { key: 0, data: () }));
+    assert!(matches!(out.last(), Some(Action::Forget { key: 0, .. })));
 }
 
 #[test]
 fn a_start_that_is_terminated_meanwhile_answers_both() {
     let mut core = up(Strategy::Dynamic, &[]);
-    let start = Event::StartChild { id: "x".into(), policy: policy(Restart::Permanent), data: (), asker: 1 };
+    let start = Event::StartChild { data: child("x", Restart::Permanent), asker: 1 };
     assert_eq!(act(&mut core, start), [Action::Start { key: 0, inc: 1, restart: false }]);
     let out = act(&mut core, Event::TerminateChild { id: "x".into(), asker: 2 });
-    assert_eq!(out[0], Action::Reply { asker: 1, result: Err(crate::error::ChildError::Stopped) });
+    assert_eq!(out[0], Action::Reply { asker: 1, result: Err(ChildError::Stopped) });
     let out = act(&mut core, Event::Exited { key: 0, inc: 1, exit: Exit::Shutdown });
     assert_eq!(out[0], Action::Reply { asker: 2, result: Ok(0) });
     assert_eq!(core.children().count(), 0);
