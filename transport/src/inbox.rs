@@ -4,7 +4,10 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -20,12 +23,19 @@ pub(crate) enum Lane {
     Tells,
 }
 
+/// Lanes, and so maps of queues.
+const LANES: usize = 2;
+
+/// Jobs that a drain takes at once: the map is locked and its key hashed once for so many.
+const DRAIN_JOBS: usize = 64;
+
 /// The handling of one message. Made on arrival, started when its turn comes; must not panic.
 pub(crate) type Job = Box<dyn FnOnce() -> BoxFuture<'static, ()> + Send>;
 
 #[derive(Debug)]
 pub(crate) struct Inboxes {
-    queues: Mutex<HashMap<(Lane, Arc<str>), Queue>>,
+    /// By lane, then by path: looked up without owning the path.
+    queues: Mutex<[HashMap<Arc<str>, Queue>; LANES]>,
     runtime: Handle,
     messages_max: usize,
     bytes_max: usize,
@@ -38,12 +48,31 @@ struct Queue {
     bytes: usize,
     /// Did not make room in time; messages are dropped without waiting until one fits again.
     overrun: bool,
-    room: Arc<Notify>,
+    room: Arc<Room>,
+}
+
+/// Where a lane waits that finds its queue full.
+#[derive(Default)]
+struct Room {
+    made: Notify,
+    /// Jobs that the drain has taken and not begun: they are still in the queue, as far as its bound goes.
+    taken: AtomicUsize,
+    taken_bytes: AtomicUsize,
+}
+
+impl Queue {
+    fn messages(&self) -> usize {
+        self.jobs.len() + self.room.taken.load(Relaxed)
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes + self.room.taken_bytes.load(Relaxed)
+    }
 }
 
 impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Queue({})", self.jobs.len())
+        write!(f, "Queue({})", self.messages())
     }
 }
 
@@ -58,7 +87,7 @@ pub(crate) enum Delivery {
 
 enum Attempt {
     Queued,
-    Full { job: Job, overrun: bool, room: Arc<Notify> },
+    Full { job: Job, overrun: bool, room: Arc<Room> },
 }
 
 impl Inboxes {
@@ -78,7 +107,7 @@ impl Inboxes {
         if lane == Lane::Tells {
             let deadline = tokio::time::Instant::now() + self.wait;
             loop {
-                if tokio::time::timeout_at(deadline, room.notified()).await.is_err() {
+                if tokio::time::timeout_at(deadline, room.made.notified()).await.is_err() {
                     break;
                 }
                 match self.attempt(lane, path, body.len(), job) {
@@ -87,7 +116,7 @@ impl Inboxes {
                 }
             }
         }
-        if let Some(queue) = self.queues.lock().get_mut(&(lane, Arc::from(path))) {
+        if let Some(queue) = self.queues.lock()[lane as usize].get_mut(path) {
             queue.overrun = true;
         }
         Delivery::OverrunBegins
@@ -99,12 +128,13 @@ impl Inboxes {
     }
 
     fn attempt(self: &Arc<Self>, lane: Lane, path: &str, bytes: usize, job: Job) -> Attempt {
-        let key = (lane, Arc::<str>::from(path));
         let mut queues = self.queues.lock();
-        match queues.get_mut(&key) {
+        let queues = &mut queues[lane as usize];
+        match queues.get_mut(path) {
             Some(queue) => {
-                let full = queue.jobs.len() >= self.messages_max || queue.bytes + bytes > self.bytes_max;
-                if full && !queue.jobs.is_empty() {
+                let messages = queue.messages();
+                let full = messages >= self.messages_max || queue.bytes() + bytes > self.bytes_max;
+                if full && messages > 0 {
                     return Attempt::Full { job, overrun: queue.overrun, room: queue.room.clone() };
                 }
                 queue.overrun = false;
@@ -114,51 +144,68 @@ impl Inboxes {
             None => {
                 let mut queue = Queue { bytes, ..Queue::default() };
                 queue.jobs.push_back((job, bytes));
-                queues.insert(key.clone(), queue);
-                self.runtime.spawn(self.clone().drain(key));
+                let (path, room) = (Arc::<str>::from(path), queue.room.clone());
+                queues.insert(path.clone(), queue);
+                let draining = Draining { inboxes: self.clone(), lane, path: Some(path), room, taken: VecDeque::new() };
+                self.runtime.spawn(draining.run());
             }
         }
         Attempt::Queued
     }
-
-    /// Handles one queue until it is empty; a queue exists exactly as long as this does.
-    async fn drain(self: Arc<Self>, key: (Lane, Arc<str>)) {
-        let mut draining = Draining { inboxes: self, key: Some(key) };
-        while let Some((job, room)) = draining.next() {
-            room.notify_one();
-            job().await;
-        }
-    }
 }
 
-/// The drain of one queue. If it is dropped, because its runtime ends, so is the queue: its jobs own what owns the inboxes.
+/// Handles one queue until it is empty; a queue exists exactly as long as this does. If it is dropped, because its runtime ends, so is the
+/// queue: its jobs own what owns the inboxes.
 struct Draining {
     inboxes: Arc<Inboxes>,
+    lane: Lane,
     /// `None` once the queue was empty and is gone.
-    key: Option<(Lane, Arc<str>)>,
+    path: Option<Arc<str>>,
+    room: Arc<Room>,
+    taken: VecDeque<(Job, usize)>,
 }
 
 impl Draining {
-    fn next(&mut self) -> Option<(Job, Arc<Notify>)> {
-        let mut queues = self.inboxes.queues.lock();
-        let queue = queues.get_mut(self.key.as_ref()?)?;
-        match queue.jobs.pop_front() {
-            Some((job, bytes)) => {
-                queue.bytes -= bytes;
-                Some((job, queue.room.clone()))
-            }
-            None => {
-                queues.remove(&self.key.take()?);
-                None
-            }
+    async fn run(mut self) {
+        while let Some(job) = self.next() {
+            self.room.made.notify_one();
+            job().await;
         }
+    }
+
+    fn next(&mut self) -> Option<Job> {
+        if self.taken.is_empty() {
+            self.take()?;
+        }
+        let (job, bytes) = self.taken.pop_front()?;
+        self.room.taken.fetch_sub(1, Relaxed);
+        self.room.taken_bytes.fetch_sub(bytes, Relaxed);
+        Some(job)
+    }
+
+    /// Takes the next jobs out of the queue, or the queue away when there are none.
+    fn take(&mut self) -> Option<()> {
+        let mut queues = self.inboxes.queues.lock();
+        let queues = &mut queues[self.lane as usize];
+        let queue = queues.get_mut(self.path.as_ref()?)?;
+        if queue.jobs.is_empty() {
+            queues.remove(&self.path.take()?);
+            return None;
+        }
+        self.taken.extend(queue.jobs.drain(..queue.jobs.len().min(DRAIN_JOBS)));
+        let bytes: usize = self.taken.iter().map(|(_, bytes)| bytes).sum();
+        queue.bytes -= bytes;
+        // Under the lock, as whoever looks whether there is room.
+        self.room.taken.store(self.taken.len(), Relaxed);
+        self.room.taken_bytes.store(bytes, Relaxed);
+        Some(())
     }
 }
 
 impl Drop for Draining {
     fn drop(&mut self) {
-        if let Some(key) = self.key.take() {
-            let queue = self.inboxes.queues.lock().remove(&key);
+        if let Some(path) = self.path.take() {
+            let queue = self.inboxes.queues.lock()[self.lane as usize].remove(&path);
             // Outside of the lock, with whatever the jobs own.
             drop(queue);
         }
@@ -201,6 +248,25 @@ mod tests {
         assert_eq!(handled.recv().await, Some(100));
         shut.add_permits(5);
         for n in 0..5 {
+            assert_eq!(handled.recv().await, Some(n));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_the_drain_has_taken_and_not_begun_still_takes_room() {
+        let inboxes = inboxes(3, 1);
+        let (done, mut handled) = mpsc::unbounded_channel();
+        let shut = Arc::new(Semaphore::new(0));
+        for n in 0..3 {
+            assert!(inboxes.try_deliver(Lane::Tells, "p", 1, job(n, &shut, &done)));
+        }
+        // Full; then the drain takes all three and begins the first, so that there is room for one.
+        assert!(!inboxes.try_deliver(Lane::Tells, "p", 1, job(3, &shut, &done)));
+        tokio::task::yield_now().await;
+        assert!(inboxes.try_deliver(Lane::Tells, "p", 1, job(3, &shut, &done)));
+        assert!(!inboxes.try_deliver(Lane::Tells, "p", 1, job(4, &shut, &done)));
+        shut.add_permits(4);
+        for n in 0..4 {
             assert_eq!(handled.recv().await, Some(n));
         }
     }
