@@ -7,6 +7,7 @@ use phalanx_actors::{
     Actor, ChildSpec, Ctx, Exit, Handler, Message, Ref, Reply, Strategy, SupervisorRef, SupervisorSpec, System,
     SystemBuilder,
 };
+use std::future::Future;
 use std::hint::black_box;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
@@ -64,6 +65,56 @@ fn top() -> SupervisorSpec {
     SupervisorSpec::new("top", Strategy::Dynamic).intensity(INTENSITY, PERIOD)
 }
 
+/// Runs work as a task of the arbiter's thread: where actors start others, as they do in a cluster.
+struct Runner;
+struct Run(Box<dyn FnOnce() + Send>);
+
+impl Actor for Runner {}
+impl Message for Run {
+    type Reply = ();
+}
+impl Handler<Run> for Runner {
+    fn handle(&mut self, run: Run, _: &mut Ctx<Self>) -> Reply<()> {
+        run.0();
+        ().into()
+    }
+}
+
+/// A system with a thread of its own, which is all that works until `on_arbiter` returns.
+struct There {
+    system: System,
+    runner: Ref<Runner>,
+}
+
+impl There {
+    fn new(here: &Here) -> Self {
+        let system = here.run(async {
+            let system = System::builder("n").build().expect("a system");
+            let spec = SupervisorSpec::new("runs", Strategy::OneForOne).child(ChildSpec::actor("runner", || Runner));
+            system.start(spec).await.expect("started");
+            system
+        });
+        let runner = system.lookup::<Runner>("runs/runner").expect("runs");
+        There { system, runner }
+    }
+
+    fn on_arbiter<T: Send + 'static, F: Future<Output = T> + 'static>(
+        &self,
+        work: impl FnOnce(System) -> F + Send + 'static,
+    ) -> T {
+        let (give, take) = std::sync::mpsc::channel();
+        let system = self.system.clone();
+        let run = move || {
+            tokio::task::spawn_local(async move {
+                // Waited for by whoever called.
+                let _ = give.send(work(system).await);
+            });
+        };
+        self.runner.tell(Run(Box::new(run))).expect("room");
+        take.recv().expect("done")
+    }
+}
+
 async fn system(builder: SystemBuilder) -> (System, SupervisorRef) {
     let system = builder.build().expect("a system");
     let top = system.start(top().child(child("counter", None))).await.expect("started");
@@ -119,67 +170,66 @@ pub fn prepare(operation: &str, size: u64) -> Option<Round> {
             })
         }
         "spawn" => {
-            let (system, top) = here.run(async { system(System::builder("n").local()).await });
+            let there = There::new(&here);
+            let top = there.on_arbiter(|system| async move { system.start(top()).await.expect("started") });
             Box::new(move || {
-                let top = here.run(async move {
+                there.on_arbiter(move |_| async move {
                     for i in 0..size {
                         top.start_child(child(i.to_string(), None)).await.expect("started");
                     }
-                    top
                 });
-                Outcome::new(size, (top, system, here))
+                Outcome::new(size, (there, here))
             })
         }
         "memory" => {
-            let (system, top) = here.run(async { system(System::builder("n").local()).await });
+            let there = There::new(&here);
+            let top = there.on_arbiter(|system| async move { system.start(top()).await.expect("started") });
             counted(move || {
-                let running = here.run(async move {
+                there.on_arbiter(move |system| async move {
                     for i in 0..size {
                         let id = i.to_string();
                         top.start_child(child(id.as_str(), None)).await.expect("started");
                         let counter = system.lookup::<Counter>(&format!("top/{id}")).expect("runs");
                         black_box(counter.ask(Sum).await.expect("answered"));
                     }
-                    (top, system)
                 });
-                Outcome::new(size, (running, here))
+                Outcome::new(size, (there, here))
             })
         }
         "restart" => {
+            let there = There::new(&here);
             let (announce, mut starts) = unbounded_channel();
-            let system = here.run(async move {
-                let system = System::builder("n").local().build().expect("a system");
+            let (counter, mut starts) = there.on_arbiter(move |system| async move {
                 system.start(top().child(child("counter", Some(announce)))).await.expect("started");
                 starts.recv().await.expect("started");
-                (system, starts)
+                (system.named::<Counter>("top/counter"), starts)
             });
-            let (system, mut starts) = system;
-            let counter = system.named::<Counter>("top/counter");
             Box::new(move || {
-                here.run(async move {
+                there.on_arbiter(move |_| async move {
                     for _ in 0..size {
                         counter.tell(Panic).expect("room");
                         starts.recv().await.expect("started again");
                         black_box(counter.ask(Sum).await.expect("answered"));
                     }
                 });
-                Outcome::new(size, (system, here))
+                Outcome::new(size, (there, here))
             })
         }
         "storm" => {
+            let there = There::new(&here);
             let (announce, mut starts) = unbounded_channel();
-            let (system, counters, mut starts) = here.run(async move {
-                let (system, top) = system(System::builder("n").local()).await;
+            let (counters, mut starts) = there.on_arbiter(move |system| async move {
+                let top = system.start(top()).await.expect("started");
                 let mut counters = Vec::new();
                 for i in 0..size {
                     top.start_child(child(i.to_string(), Some(announce.clone()))).await.expect("started");
                     counters.push(system.lookup::<Counter>(&format!("top/{i}")).expect("runs"));
                     starts.recv().await.expect("started");
                 }
-                (system, counters, starts)
+                (counters, starts)
             });
             Box::new(move || {
-                here.run(async move {
+                there.on_arbiter(move |_| async move {
                     for counter in &counters {
                         counter.tell(Panic).expect("room");
                     }
@@ -187,18 +237,17 @@ pub fn prepare(operation: &str, size: u64) -> Option<Round> {
                         starts.recv().await.expect("started again");
                     }
                 });
-                Outcome::new(size, (system, here))
+                Outcome::new(size, (there, here))
             })
         }
         "tree" => {
-            let (system, top) = here.run(async move {
-                let system = System::builder("n").local().build().expect("a system");
-                let top = system.start(level("top".into(), size)).await.expect("started");
-                (system, top)
+            let there = There::new(&here);
+            let top = there.on_arbiter(move |system| async move {
+                system.start(level("top".into(), size)).await.expect("started")
             });
             Box::new(move || {
-                here.run(async move { top.stop().await });
-                Outcome::new(size * (TREE_WORKERS + 1), (system, here))
+                there.on_arbiter(move |_| async move { top.stop().await });
+                Outcome::new(size * (TREE_WORKERS + 1), (there, here))
             })
         }
         _ => return None,
