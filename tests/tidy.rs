@@ -13,7 +13,8 @@ const EXCUSE_LINES: usize = 10;
 /// How a long file says why.
 const EXCUSE: &str = "//! Long because";
 /// What only some folders may name, and which files those are by the start of their paths.
-const HIDDEN: [(&str, &[&str]); 2] = [("actix", &["actors/", "benches/actors"]), ("openraft", &["src/store/"])];
+const HIDDEN: [(&str, &[&str]); 2] =
+    [("actix", &["actors/", "benches/actors", "benches/peers/"]), ("openraft", &["src/store/"])];
 /// What no code may contain.
 const FORBIDDEN: [&str; 4] = ["todo!(", "unimplemented!(", "dbg!(", "#[ignore"];
 /// What no document may contain: the reader has another machine.
