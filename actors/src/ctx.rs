@@ -6,7 +6,7 @@ use crate::actor::{Actor, Handler, Message, Replier, Reply};
 use crate::exit::Exit;
 use crate::observe::Measure;
 use crate::panic::drop_guarded;
-use crate::pid::{Cancel, MonitorRef, Pid, doing};
+use crate::pid::{MonitorRef, Pid, doing};
 use crate::refs::{Inbox, Ref};
 use crate::shell::{ExitGuard, Report, Reporter};
 use crate::spec::{Mailbox, SupervisorSpec};
@@ -15,13 +15,15 @@ use crate::system::{Inner, System};
 use crate::trace::Trace;
 use futures::future::LocalBoxFuture;
 use futures::stream::FuturesUnordered;
+use futures::task::AtomicWaker;
 use futures::{Stream, StreamExt};
 use std::cell::Cell;
 use std::collections::HashSet;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 
@@ -476,6 +478,26 @@ impl<A: Actor> Ctx<A> {
         if let Some(subtrees) = &mut self.subtrees {
             subtrees.alive.retain(|(id, _)| *id != subtree);
         }
+    }
+}
+
+/// A switch that a timer or task looks at before it runs; shared with its [`crate::TaskRef`].
+#[derive(Default)]
+struct Cancel {
+    cancelled: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Cancel {
+    fn cancel(&self) {
+        self.cancelled.store(true, SeqCst);
+        self.waker.wake();
+    }
+
+    /// Whether it is cancelled; if not, `waker` is woken when it will be.
+    fn poll(&self, waker: &Waker) -> bool {
+        self.waker.register(waker);
+        self.cancelled.load(SeqCst)
     }
 }
 

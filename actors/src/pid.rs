@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use tokio::sync::{Notify, oneshot};
@@ -774,26 +774,6 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, SeqCst);
-    }
-}
-
-/// A switch that a timer or task looks at before it runs; shared with its [`crate::TaskRef`].
-#[derive(Default)]
-pub(crate) struct Cancel {
-    cancelled: AtomicBool,
-    waker: AtomicWaker,
-}
-
-impl Cancel {
-    pub(crate) fn cancel(&self) {
-        self.cancelled.store(true, SeqCst);
-        self.waker.wake();
-    }
-
-    /// Whether it is cancelled; if not, `waker` is woken when it will be.
-    pub(crate) fn poll(&self, waker: &Waker) -> bool {
-        self.waker.register(waker);
-        self.cancelled.load(SeqCst)
     }
 }
 

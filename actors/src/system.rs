@@ -11,7 +11,7 @@ use crate::exit::Exit;
 use crate::groups::Groups;
 use crate::inspect::{ActorInfo, ArbiterInfo, TREE_EVENTS, TreeEvent, ms};
 use crate::observe::{self, Observer};
-use crate::panic::install_hook;
+use crate::panic::{drop_guarded, install_hook};
 use crate::pid::{Name, Pid};
 use crate::refs::{Inbox, Named, Ref};
 use crate::registry::Registry;
@@ -106,7 +106,8 @@ pub(crate) struct Inner {
 /// A supervisor at the top. It is started again only when its thread was left behind.
 struct Top {
     pid: Pid,
-    spec: SupervisorSpec,
+    /// What to start again; `None` without a watchdog. It may hold what the embedder wants back when the system has ended.
+    again: Option<SupervisorSpec>,
     restarts: Intensity,
     since: Instant,
     /// Whoever started it knows that it is up, and does not wait for it any more.
@@ -259,7 +260,8 @@ impl System {
             let mut tops = self.inner.tops.lock();
             tops.retain(|top| top.pid.is_alive());
             let restarts = Intensity::new(spec.intensity);
-            tops.push(Top { pid: pid.clone(), spec: spec.clone(), restarts, since: Instant::now(), up: false });
+            let again = self.inner.watchdog.is_some().then(|| spec.clone());
+            tops.push(Top { pid: pid.clone(), again, restarts, since: Instant::now(), up: false });
         }
         let exit = ExitGuard::new(pid.clone(), self.inner.clone(), reporter).rootless();
         let (inner, own) = (self.inner.clone(), pid.clone());
@@ -440,6 +442,7 @@ impl Inner {
     pub(crate) fn restarts_of(self: &Arc<Self>, victims: &[Pid]) -> Vec<TopRestart> {
         let mut again = Vec::new();
         for top in self.tops.lock().iter_mut().filter(|top| top.up && victims.contains(&top.pid)) {
+            let Some(spec) = top.again.clone() else { continue };
             if !top.restarts.allow(top.since.elapsed()) {
                 tracing::error!(path = top.pid.path(), "supervisor is not started again: too many restarts");
                 continue;
@@ -449,7 +452,7 @@ impl Inner {
             let (reporter, started) = up();
             top.pid = self.pid(top.pid.arc_path().clone(), Mailbox::NONE);
             let exit = ExitGuard::new(top.pid.clone(), self.clone(), reporter).rootless();
-            again.push(TopRestart { pid: top.pid.clone(), spec: top.spec.clone(), exit, started });
+            again.push(TopRestart { pid: top.pid.clone(), spec, exit, started });
         }
         again
     }
@@ -495,6 +498,9 @@ impl Inner {
         for arbiter in self.arbiters() {
             arbiter.stop();
         }
+        // Handles of actors outlive the system, and shall not keep what its specs hold. Outside of the lock, for that is the user's.
+        let tops = std::mem::take(&mut *self.tops.lock());
+        drop_guarded(tops);
     }
 
     pub(crate) fn lookup<A: Actor>(&self, path: &str) -> Option<Ref<A>> {

@@ -303,3 +303,26 @@ fn an_actor_that_waits_leaves_its_messages_in_the_mailbox_and_can_be_stopped_mea
         assert_eq!(sim.elapsed(), Duration::from_secs(6));
     });
 }
+
+#[tokio::test]
+async fn a_system_that_has_ended_holds_nothing_of_its_specifications() {
+    for (watchdog, kill) in [(false, true), (false, false), (true, true), (true, false)] {
+        let builder = System::builder("t");
+        let builder = if watchdog { builder.watchdog(Duration::from_secs(600)) } else { builder };
+        let system = builder.build().expect("system");
+        let held = Arc::new(());
+        let own = held.clone();
+        let child = ChildSpec::actor("l", move || {
+            let _own = &own;
+            Later
+        });
+        system.start(SupervisorSpec::new("s", Strategy::OneForOne).child(child)).await.expect("started");
+        let later = system.named::<Later>("s/l");
+        match kill {
+            true => system.kill(),
+            false => system.shutdown().await,
+        }
+        assert_eq!(Arc::strong_count(&held), 1, "watchdog {watchdog}, killed {kill}");
+        drop(later);
+    }
+}
