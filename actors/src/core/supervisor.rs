@@ -31,7 +31,7 @@ const SIGNIFICANT_PERMANENT: &str =
 #[derive(Debug)]
 enum Op {
     None,
-    Boot,
+    Boot { cursor: Key },
     Group { from: Key, phase: Phase, delay: Duration },
     Closing { reason: Exit, cursor: Key },
     Done,
@@ -80,7 +80,7 @@ impl<D: Spec> Supervisor<D> {
             intensity: Intensity::new(intensity),
             children: BTreeMap::new(),
             ids: HashMap::new(),
-            op: Op::Boot,
+            op: Op::Boot { cursor: 0 },
             alive: 0,
             waiters: BTreeMap::new(),
             kept: VecDeque::new(),
@@ -105,7 +105,7 @@ impl<D: Spec> Supervisor<D> {
     pub(crate) fn busy(&self) -> bool {
         match &self.op {
             Op::None | Op::Closing { .. } | Op::Done => false,
-            Op::Boot => true,
+            Op::Boot { .. } => true,
             Op::Group { phase, .. } => *phase != Phase::Waiting,
         }
     }
@@ -218,7 +218,7 @@ impl<D: Spec> Supervisor<D> {
                         self.proceed(now, out);
                     }
                     Op::None | Op::Group { phase: Phase::Waiting, .. } => self.ended(key, exit, now, out),
-                    Op::Boot | Op::Group { .. } => {
+                    Op::Boot { .. } | Op::Group { .. } => {
                         child.state = ChildState::Dead { exit: Box::new(exit) };
                         self.kept.push_back((key, inc));
                         self.proceed(now, out);
@@ -267,7 +267,7 @@ impl<D: Spec> Supervisor<D> {
                 self.leave(key, matches!(why, Why::New(_)), out);
                 self.proceed(now, out);
             }
-            Why::Op if matches!(self.op, Op::Boot) => {
+            Why::Op if matches!(self.op, Op::Boot { .. }) => {
                 out.push(Action::Idle { key });
                 let child = self.children.get(&key).map(|c| c.data.id().to_string()).unwrap_or_default();
                 self.close(Exit::StartFailed { child, reason: Box::new(exit) }, now, out);
@@ -402,8 +402,11 @@ impl<D: Spec> Supervisor<D> {
                         return;
                     }
                 }
-                Op::Boot => match self.start_next(0, out) {
-                    Some(_) => return,
+                Op::Boot { cursor } => match self.start_next(cursor, out) {
+                    Some(at) => {
+                        self.op = Op::Boot { cursor: at };
+                        return;
+                    }
                     None => {
                         self.op = Op::None;
                         out.push(Action::Ready);
@@ -663,7 +666,7 @@ impl<D: Spec> Supervisor<D> {
     fn start(&mut self, key: Key, why: Why, out: &mut Vec<Action<D>>) {
         let Some(child) = self.children.get_mut(&key) else { return };
         let restart = match why {
-            Why::Op => !matches!(self.op, Op::Boot),
+            Why::Op => !matches!(self.op, Op::Boot { .. }),
             Why::Restart | Why::Again(_) => true,
             Why::New(_) => false,
         };

@@ -16,6 +16,21 @@ fn a_supervisor_without_children_starts_and_stops() {
 }
 
 #[test]
+fn fifty_thousand_first_children_start_and_stop() {
+    // Each start costs the same, however many there are: with a search through all of them this would take minutes.
+    const CHILDREN: usize = 50_000;
+    struct Idle;
+    impl Actor for Idle {}
+    bed(|bed| async move {
+        let spec = SupervisorSpec::new("s", Strategy::RestForOne);
+        let spec = (0..CHILDREN).fold(spec, |spec, n| spec.child(ChildSpec::actor(n.to_string(), || Idle)));
+        let sup = bed.system.start(spec).await.expect("started");
+        assert_eq!(sup.count_children().await.expect("counted").active, CHILDREN);
+        assert_eq!(sup.stop().await, Exit::Shutdown);
+    });
+}
+
+#[test]
 fn children_start_in_order_and_stop_in_reverse() {
     bed(|bed| async move {
         let spec = SupervisorSpec::new("s", Strategy::OneForOne);
