@@ -152,7 +152,7 @@ impl Request {
                     let handling = handler(peer, header, far.0, far.1);
                     async move {
                         handling.await;
-                        Ok(vec![])
+                        Ok(())
                     }
                 });
                 // Logged there already.

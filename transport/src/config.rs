@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use crate::{
     credentials::Revoked,
     event::NodeName,
+    flow::{ROUTE_BYTES, ROUTES_BYTES_MAX, ROUTES_MAX},
     frame::{MAX_FRAME_BYTES, PROTOCOL_VERSION},
     network::{Network, UdpNetwork},
     outbox::URGENT_FACTOR,
@@ -195,6 +196,7 @@ impl Limits {
         let lanes = 2 * self.frame_bytes + self.outbox_bytes * (1 + URGENT_FACTOR);
         let streams = self.bidi_streams() as usize * STREAM_BYTES;
         let monitors = self.monitors * MONITOR_BYTES;
+        let routes = ROUTES_MAX * ROUTE_BYTES + ROUTES_BYTES_MAX;
         [
             windows,
             self.ask_bytes,
@@ -203,6 +205,7 @@ impl Limits {
             lanes,
             streams,
             monitors,
+            routes,
             2 * self.datagram_bytes,
         ]
         .into_iter()

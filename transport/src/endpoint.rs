@@ -2,19 +2,20 @@
 //! transport's runtime; who may be connected is decided in `hello`, what happens to a link in `peer`.
 
 use std::{
+    any::Any,
     collections::HashMap,
     future::Future,
     net::SocketAddr,
     panic::AssertUnwindSafe,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU8, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use bytes::Bytes;
-use futures::{FutureExt, future::BoxFuture};
+use futures::FutureExt;
 use parking_lot::{Mutex, RwLock};
 use phalanx_actors::{AnyRef, Trace};
 use quinn::{Connection, ConnectionError, Endpoint, Incoming, VarInt};
@@ -31,16 +32,17 @@ use crate::{
     credentials::Credentials,
     event::{LossReason, NodeName, Peer, PeerEvent, Refusal},
     fault::FaultTable,
-    frame::{Ask, FRAME_VERSION, Frame, FrameError, Kind, MAX_HELLO_BYTES, More, Reply, encode, status},
+    frame::{Ask, FRAME_VERSION, Frame, FrameError, Kind, MAX_HELLO_BYTES, Reply, encode, status},
     handshakes::{Admission, Handshakes, Place},
     hello::{Hello, Me, Origin, Verdict, Welcome},
     inbox::{Bounds, Inboxes},
     link::{self, CloseCode, Link, ReadFrameError, read_frame},
     peer::{PeerSlot, SlotState, Trouble},
     random::Random,
-    registry::{Call, Failure, MessageHandler, Outcome, Registry},
+    registry::{Failure, MessageHandler, Registry},
     remote::Envelope,
     shared::{HandOver, SharedActors},
+    tells::Teller,
     ties::write_exit,
     tls::{Side, Tls, node_of, server_name},
     watch,
@@ -84,6 +86,8 @@ pub(crate) struct Node {
     pub(crate) shared: SharedActors,
     pub(crate) events: broadcast::Sender<PeerEvent>,
     pub(crate) phase: watch::Sender<Phase>,
+    /// The same number, to look at with each message.
+    phase_now: AtomicU8,
     /// Inboxes of messages to our own name.
     pub(crate) own_inboxes: Arc<Inboxes>,
     peers: RwLock<HashMap<NodeName, Arc<PeerSlot>>>,
@@ -131,6 +135,7 @@ impl Node {
             shared: SharedActors::default(),
             events: parts.events,
             phase: watch::Sender::new(Phase::Running),
+            phase_now: AtomicU8::new(Phase::Running as u8),
             own_inboxes: inboxes,
             peers: RwLock::default(),
             peers_known: watch::Sender::new(()),
@@ -143,15 +148,32 @@ impl Node {
     }
 
     pub(crate) fn is_running(&self) -> bool {
-        *self.phase.borrow() == Phase::Running
+        self.phase_now.load(Ordering::Acquire) == Phase::Running as u8
     }
 
     pub(crate) fn is_dead(&self) -> bool {
-        *self.phase.borrow() == Phase::Dead
+        self.phase_now.load(Ordering::Acquire) == Phase::Dead as u8
+    }
+
+    /// Goes on to a later phase. False if it is there already, or beyond.
+    pub(crate) fn enter(&self, phase: Phase) -> bool {
+        self.phase.send_if_modified(|now| {
+            let later = *now < phase;
+            if later {
+                *now = phase;
+                self.phase_now.store(phase as u8, Ordering::Release);
+            }
+            later
+        })
     }
 
     pub(crate) fn own_peer(&self) -> Peer {
         Peer { node: self.me.node.clone(), incarnation: self.me.incarnation }
+    }
+
+    /// Does something with a peer and the link to it that is up, without holding on to them.
+    pub(crate) fn with_link<R>(&self, node: &str, f: impl FnOnce(&Link) -> R) -> Option<R> {
+        self.peers.read().get(node)?.with_link(f)
     }
 
     pub(crate) fn peer(&self, node: &str) -> Option<Arc<PeerSlot>> {
@@ -197,30 +219,42 @@ impl Node {
     }
 
     /// Who takes a message to a path: what is served there, else the actor that runs there; with a pid, that incarnation.
-    pub(crate) fn taker(
-        self: &Arc<Self>,
-        path: &str,
-        name: &str,
-        version: u16,
-        more: Option<More<'_>>,
-    ) -> Result<Taker, Failure> {
-        let message = Envelope { name, version, version_min: more.map_or(version, |more| more.version_min) };
-        let pid = more.and_then(|more| more.pid);
+    fn taker(&self, path: &str, message: &Envelope<'_>, pid: Option<u64>) -> Result<Taker, Failure> {
         if pid.is_none()
-            && let Some(served) = self.registry.message(path, &message)
+            && let Some(served) = self.registry.message(path, message)
         {
             return served.map(Taker::Served);
         }
-        let (hand_over, actor) = self.shared.taker(path, pid, &message)?;
-        Ok(Taker::Actor(self.clone(), hand_over, actor))
+        let (hand_over, actor) = self.shared.taker(path, pid, message)?;
+        Ok(Taker::Actor(hand_over, actor))
+    }
+
+    /// Who takes tells to a path.
+    pub(crate) fn teller(
+        &self,
+        path: &str,
+        name: &str,
+        version: u16,
+        version_min: u16,
+        pid: Option<u64>,
+    ) -> Result<Box<dyn Teller>, Failure> {
+        match self.taker(path, &Envelope { name, version, version_min }, pid)? {
+            Taker::Served(handler) => handler.teller(),
+            Taker::Actor(hand_over, actor) => (hand_over.teller)(actor),
+        }
     }
 
     /// Handles one ask, ours or a peer's: a status and the encoded reply or the error's text.
     pub(crate) async fn answer(self: &Arc<Self>, peer: Peer, ask: &Ask<'_>, body: Bytes) -> (u8, Bytes) {
         let deadline = Duration::from_millis(ask.deadline_ms);
-        let outcome = match self.taker(ask.path, ask.name, ask.version, ask.more) {
+        let version_min = ask.more.map_or(ask.version, |more| more.version_min);
+        let message = Envelope { name: ask.name, version: ask.version, version_min };
+        let outcome = match self.taker(ask.path, &message, ask.more.and_then(|more| more.pid)) {
             Ok(taker) => {
-                let handling = guarded(|| taker.take(peer, body, Call::Ask { deadline }));
+                let handling = guarded(|| match taker {
+                    Taker::Served(handler) => handler.ask(peer, body, deadline),
+                    Taker::Actor(hand_over, actor) => (hand_over.ask)(self.clone(), actor, body, deadline),
+                });
                 let handling = traced(ask.more.and_then(|more| more.trace), handling);
                 timeout(deadline, handling).await.unwrap_or(Err(Failure::Timeout))
             }
@@ -307,18 +341,9 @@ pub(crate) async fn traced<F: Future>(trace: Option<&str>, handling: F) -> F::Ou
 }
 
 /// Whoever takes a message.
-pub(crate) enum Taker {
+enum Taker {
     Served(MessageHandler),
-    Actor(Arc<Node>, HandOver, AnyRef),
-}
-
-impl Taker {
-    pub(crate) fn take(self, peer: Peer, body: Bytes, call: Call) -> BoxFuture<'static, Outcome> {
-        match self {
-            Self::Served(handler) => handler(peer, body, call),
-            Self::Actor(node, hand_over, actor) => hand_over(node, actor, body, call),
-        }
-    }
+    Actor(HandOver, AnyRef),
 }
 
 pub(crate) fn server_config(tls: &Tls, quic: &Arc<quinn::TransportConfig>, limits: &Limits) -> quinn::ServerConfig {
@@ -344,17 +369,22 @@ fn inboxes(handlers: &Handle, limits: &Limits, timings: &Timings) -> Arc<Inboxes
 }
 
 /// Runs a handler so that its panic is a failure of this one message.
-pub(crate) async fn guarded<F: Future<Output = Outcome>>(handler: impl FnOnce() -> F) -> Outcome {
+pub(crate) async fn guarded<T, F: Future<Output = Result<T, Failure>>>(
+    handler: impl FnOnce() -> F,
+) -> Result<T, Failure> {
     let handling = async { handler().await };
-    AssertUnwindSafe(handling).catch_unwind().await.unwrap_or_else(|panic| {
-        let message = panic
-            .downcast_ref::<&str>()
-            .map(|s| (*s).to_owned())
-            .or_else(|| panic.downcast_ref::<String>().cloned())
-            .unwrap_or_else(|| "no message".into());
-        tracing::error!("a handler panicked: {message}");
-        Err(Failure::Failed(format!("the handler panicked: {message}")))
-    })
+    AssertUnwindSafe(handling).catch_unwind().await.unwrap_or_else(|panic| Err(panicked(&*panic)))
+}
+
+/// What a handler's panic is to whoever sent the message.
+pub(crate) fn panicked(panic: &(dyn Any + Send)) -> Failure {
+    let message = panic
+        .downcast_ref::<&str>()
+        .map(|s| (*s).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".into());
+    tracing::error!("a handler panicked: {message}");
+    Failure::Failed(format!("the handler panicked: {message}"))
 }
 
 /// Version, length of the path, path, body.
@@ -493,7 +523,8 @@ fn new_link(
     node.faults.see(&slot.name, conn.remote_address());
     let peer = Peer { node: slot.name.clone(), incarnation };
     tracing::info!(node = %slot.name, incarnation, "connected to {}", slot.name);
-    Arc::new(Link::new(peer, origin, protocol, conn.clone(), &node.limits, node.credentials.now_secs()))
+    let counters = slot.counters.clone();
+    Arc::new(Link::new(peer, origin, protocol, conn.clone(), counters, &node.limits, node.credentials.now_secs()))
 }
 
 /// The peer of a handshake that began with an identity which is not ours any more learns the new one.

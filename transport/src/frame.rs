@@ -5,20 +5,25 @@
 //! ```
 
 use bytes::{Buf, Bytes, BytesMut};
+use phalanx_actors::TRACEPARENT_LEN;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::decode;
+use crate::{decode, flow::Letter, outbox::Dialect, remote::Envelope};
 
 /// Version of everything after the hello: which kinds of frames there are, and what is in them. Two nodes speak the newest
-/// that both know. 2 added references: pids, links, signals, ranges of message versions and trace context.
-pub const PROTOCOL_VERSION: u8 = 2;
+/// that both know. 2 added references: pids, links, signals, ranges of message versions and trace context. 3 added routes: tells
+/// that name where they go by a number.
+pub const PROTOCOL_VERSION: u8 = 3;
 
 /// Oldest version that this build speaks. Payloads of version 1 are read strictly by builds that know no other.
 pub(crate) const PROTOCOL_VERSION_MIN: u8 = 1;
 
 /// First version with references to actors.
 pub(crate) const REFERENCES_SINCE: u8 = 2;
+
+/// First version with routes.
+pub(crate) const ROUTES_SINCE: u8 = 3;
 
 /// First version in which a new certificate is shown on an open connection.
 pub(crate) const IDENTITY_SINCE: u8 = 2;
@@ -56,6 +61,9 @@ pub(crate) enum Kind {
     Open = 9,
     Identity = 10,
     Signal = 11,
+    Route = 12,
+    Routed = 13,
+    RoutedTraced = 14,
 }
 
 impl Kind {
@@ -72,6 +80,9 @@ impl Kind {
             9 => Self::Open,
             10 => Self::Identity,
             11 => Self::Signal,
+            12 => Self::Route,
+            13 => Self::Routed,
+            14 => Self::RoutedTraced,
             _ => return None,
         })
     }
@@ -98,6 +109,45 @@ pub(crate) struct More<'a> {
     pub(crate) pid: Option<u64>,
     /// The span that it was sent in, as a W3C `traceparent`; one that cannot be read is none.
     pub(crate) trace: Option<&'a str>,
+}
+
+/// Since protocol version 3: where the tells of a lane go whose frames bear this number. Numbers count up from 0 on each lane.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Route<'a> {
+    pub(crate) number: u32,
+    pub(crate) path: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) version: u16,
+    pub(crate) version_min: u16,
+    pub(crate) pid: Option<u64>,
+}
+
+/// Since protocol version 3: a message without answer. Not MessagePack, for there are many of them:
+/// ```text
+///  u32 big endian: number of the route │ traceparent, 55 bytes, if the kind is `RoutedTraced` │ body
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Routed<'a> {
+    pub(crate) number: u32,
+    pub(crate) trace: Option<&'a str>,
+    pub(crate) body: &'a [u8],
+}
+
+impl<'a> Routed<'a> {
+    /// Reads a payload. `None`: it is too short, or of another kind.
+    pub(crate) fn parse(kind: Kind, payload: &'a [u8]) -> Option<Self> {
+        let (number, rest) = payload.split_first_chunk::<4>()?;
+        let (trace, body) = match kind {
+            Kind::Routed => (None, rest),
+            Kind::RoutedTraced => {
+                let (trace, body) = rest.split_at_checked(TRACEPARENT_LEN)?;
+                // One that cannot be read is none.
+                (std::str::from_utf8(trace).ok(), body)
+            }
+            _ => return None,
+        };
+        Some(Self { number: u32::from_be_bytes(*number), trace, body })
+    }
 }
 
 /// A message with answer, alone on its stream.
@@ -197,6 +247,8 @@ pub(crate) enum FrameError {
     Payload { kind: Kind, reason: String },
     #[error("the certificate shown on the open connection is not to be believed: {0}")]
     Identity(String),
+    #[error("route {0} is not one that was announced, or announced out of turn, or one too many")]
+    Route(u32),
     #[error("stream ended inside a frame")]
     Truncated,
 }
@@ -242,22 +294,71 @@ pub(crate) struct Frame {
 impl Frame {
     /// Reads the payload as a `T` that borrows from it.
     pub(crate) fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, FrameError> {
-        decode::from_slice(&self.payload).map_err(|e| FrameError::Payload { kind: self.kind, reason: e.to_string() })
+        read_payload(self.kind, &self.payload)
     }
+}
+
+fn read_payload<'a, T: Deserialize<'a>>(kind: Kind, payload: &'a [u8]) -> Result<T, FrameError> {
+    decode::from_slice(payload).map_err(|e| FrameError::Payload { kind, reason: e.to_string() })
 }
 
 /// Encodes one frame, at most `limit` bytes after the length field.
 pub(crate) fn encode<T: Serialize>(kind: Kind, payload: &T, limit: usize) -> Result<Vec<u8>, EncodeError> {
-    let mut out = vec![0, 0, 0, 0, FRAME_VERSION, kind as u8];
-    rmp_serde::encode::write(&mut out, payload).map_err(|e| EncodeError::Unencodable(e.to_string()))?;
-    let counted = out.len() - (HEADER_BYTES - COUNTED_HEADER_BYTES);
-    match u32::try_from(counted) {
-        Ok(length) if counted <= limit => {
-            out[..4].copy_from_slice(&length.to_be_bytes());
-            Ok(out)
-        }
-        _ => Err(EncodeError::TooLarge { bytes: counted, limit }),
+    let mut out = vec![];
+    put(&mut out, kind, payload, limit)?;
+    Ok(out)
+}
+
+/// Appends one frame, at most `limit` bytes after the length field; or nothing.
+fn put<T: Serialize>(out: &mut Vec<u8>, kind: Kind, payload: &T, limit: usize) -> Result<(), EncodeError> {
+    let begins = out.len();
+    out.extend_from_slice(&[0, 0, 0, 0, FRAME_VERSION, kind as u8]);
+    let written = rmp_serde::encode::write(out, payload).map_err(|e| EncodeError::Unencodable(e.to_string()));
+    let counted = out.len() - begins - (HEADER_BYTES - COUNTED_HEADER_BYTES);
+    let sized = written.and_then(|()| {
+        let length = u32::try_from(counted).ok().filter(|_| counted <= limit);
+        length.ok_or(EncodeError::TooLarge { bytes: counted, limit })
+    });
+    match sized {
+        Ok(length) => out[begins..begins + 4].copy_from_slice(&length.to_be_bytes()),
+        Err(_) => out.truncate(begins),
     }
+    sized.map(drop)
+}
+
+/// Appends a message with its route in full.
+pub(crate) fn put_tell(out: &mut Vec<u8>, letter: &Letter<'_>, dialect: Dialect) -> Result<(), EncodeError> {
+    let Letter { path, message, pid, trace, body } = *letter;
+    let says_something = pid.is_some() || trace.is_some() || message.version_min != message.version;
+    let more = (dialect.references && says_something).then_some(More { version_min: message.version_min, pid, trace });
+    let tell = Tell { path, name: message.name, version: message.version, body, more };
+    put(out, Kind::Tell, &tell, dialect.frame_bytes)
+}
+
+/// Most bytes of a route's frame beside its texts.
+pub(crate) const ROUTE_HEAD_BYTES: usize = 48;
+
+/// Appends the number of a letter's route. Whoever gives numbers sees to it that the frame is not too long.
+pub(crate) fn put_route(out: &mut Vec<u8>, number: u32, letter: &Letter<'_>) {
+    let Letter { path, message, pid, .. } = *letter;
+    let Envelope { name, version, version_min } = message;
+    let route = Route { number, path, name, version, version_min, pid };
+    // It is numbers and texts.
+    let _ = put(out, Kind::Route, &route, usize::MAX);
+}
+
+/// Appends a message by the number of its route.
+pub(crate) fn put_routed(out: &mut Vec<u8>, number: u32, letter: &Letter<'_>, limit: usize) -> Result<(), EncodeError> {
+    let trace = letter.trace.filter(|trace| trace.len() == TRACEPARENT_LEN);
+    let kind = if trace.is_some() { Kind::RoutedTraced } else { Kind::Routed };
+    let counted = COUNTED_HEADER_BYTES + 4 + trace.map_or(0, str::len) + letter.body.len();
+    let length = u32::try_from(counted).ok().filter(|_| counted <= limit);
+    let [a, b, c, d] = length.ok_or(EncodeError::TooLarge { bytes: counted, limit })?.to_be_bytes();
+    let [e, f, g, h] = number.to_be_bytes();
+    out.extend_from_slice(&[a, b, c, d, FRAME_VERSION, kind as u8, e, f, g, h]);
+    out.extend_from_slice(trace.unwrap_or_default().as_bytes());
+    out.extend_from_slice(letter.body);
+    Ok(())
 }
 
 /// Cuts a lane's bytes into frames, whatever pieces they arrive in. Each payload owns exactly its own bytes: a small
@@ -266,9 +367,40 @@ pub(crate) fn encode<T: Serialize>(kind: Kind, payload: &T, limit: usize) -> Res
 pub(crate) struct Decoder {
     /// What is cut into small frames; used again and again.
     buffer: BytesMut,
+    /// Bytes at its begin that were given out as a frame.
+    given: usize,
     /// The large frame that is arriving; until it is whole the buffer is empty.
     large: Option<Large>,
     limit: usize,
+}
+
+/// A frame as it lies in a decoder.
+#[derive(Debug)]
+pub(crate) enum View<'a> {
+    /// Its kind and payload, until the decoder is asked again.
+    Small(Kind, &'a [u8]),
+    Large(Frame),
+}
+
+impl View<'_> {
+    pub(crate) fn kind(&self) -> Kind {
+        match self {
+            Self::Small(kind, _) => *kind,
+            Self::Large(frame) => frame.kind,
+        }
+    }
+
+    pub(crate) fn payload(&self) -> &[u8] {
+        match self {
+            Self::Small(_, payload) => payload,
+            Self::Large(frame) => &frame.payload,
+        }
+    }
+
+    /// Reads the payload as a `T` that borrows from it.
+    pub(crate) fn read<'a, T: Deserialize<'a>>(&'a self) -> Result<T, FrameError> {
+        read_payload(self.kind(), self.payload())
+    }
 }
 
 /// A frame over `LARGE_FRAME_BYTES`, gathered in memory of its own.
@@ -280,7 +412,7 @@ struct Large {
 
 impl Decoder {
     pub(crate) fn new(limit: usize) -> Self {
-        Self { buffer: BytesMut::new(), large: None, limit }
+        Self { buffer: BytesMut::new(), given: 0, large: None, limit }
     }
 
     /// Holds at most one frame and the piece that was just pushed, if `next` is called until it gives nothing.
@@ -292,21 +424,30 @@ impl Decoder {
         self.buffer.extend_from_slice(rest);
     }
 
-    /// The next whole frame; `None` until more bytes come.
+    /// As `view`, with bytes of its own.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn next(&mut self) -> Result<Option<Frame>, FrameError> {
+        Ok(self.view()?.map(|frame| match frame {
+            View::Small(kind, payload) => Frame { kind, payload: Bytes::copy_from_slice(payload) },
+            View::Large(frame) => frame,
+        }))
+    }
+
+    /// The next whole frame; `None` until more bytes come. A small one is not copied.
+    pub(crate) fn view(&mut self) -> Result<Option<View<'_>>, FrameError> {
+        self.buffer.advance(std::mem::take(&mut self.given));
         if self.large.is_none() {
             let Some(header) = self.buffer.first_chunk::<HEADER_BYTES>() else {
                 return Ok(None);
             };
             let header = Header::parse(*header, self.limit)?;
             if header.payload_bytes <= LARGE_FRAME_BYTES {
-                if self.buffer.len() < HEADER_BYTES + header.payload_bytes {
+                let end = HEADER_BYTES + header.payload_bytes;
+                let Some(payload) = self.buffer.get(HEADER_BYTES..end) else {
                     return Ok(None);
-                }
-                self.buffer.advance(HEADER_BYTES);
-                let payload = Bytes::copy_from_slice(&self.buffer[..header.payload_bytes]);
-                self.buffer.advance(header.payload_bytes);
-                return Ok(Some(Frame { kind: header.kind, payload }));
+                };
+                self.given = end;
+                return Ok(Some(View::Small(header.kind, payload)));
             }
             self.buffer.advance(HEADER_BYTES);
             let mut large = Large { header, payload: Vec::new() };
@@ -316,7 +457,7 @@ impl Decoder {
         }
         match self.large.take_if(|large| large.missing() == 0) {
             Some(Large { header, payload }) => {
-                Ok(Some(Frame { kind: header.kind, payload: payload.into_boxed_slice().into() }))
+                Ok(Some(View::Large(Frame { kind: header.kind, payload: payload.into_boxed_slice().into() })))
             }
             None => Ok(None),
         }
@@ -324,13 +465,13 @@ impl Decoder {
 
     /// Whether the bytes so far end on a frame's end.
     pub(crate) fn is_at_boundary(&self) -> bool {
-        self.buffer.is_empty() && self.large.is_none()
+        self.buffer.len() == self.given && self.large.is_none()
     }
 
     /// Bytes that are held for frames to come.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(crate) fn held_bytes(&self) -> usize {
-        self.buffer.len() + self.large.as_ref().map_or(0, |large| large.payload.len())
+        self.buffer.len() - self.given + self.large.as_ref().map_or(0, |large| large.payload.len())
     }
 }
 

@@ -6,12 +6,14 @@ use rustls::pki_types::CertificateDer;
 
 use crate::{
     endpoint::{encode_datagram, parse_datagram},
+    flow::Letter,
     frame::{
-        Ask, Decoder, Frame, FrameError, HEADER_BYTES, Kind, MonitorPath, Open, PROTOCOL_VERSION, Reply, Signal, Tell,
-        encode,
+        Ask, Decoder, Frame, FrameError, HEADER_BYTES, Kind, MonitorPath, Open, PROTOCOL_VERSION, Reply, Route, Routed,
+        Signal, Tell, encode, put_routed,
     },
     hello::{Hello, Me, Origin, Verdict, View, Welcome},
     reauth::{self, Proof},
+    remote::Envelope,
     tls::{node_of, window_of},
 };
 
@@ -87,6 +89,16 @@ fn whole(bytes: &[u8]) -> Frame {
 fn read(frame: &Frame) {
     again!(frame, Tell<'_>, Ask<'_>, Reply<'_>, Open<'_>, MonitorPath<'_>, Signal<'_>);
     again!(frame, Proof<'_>, (u64,), (u64, phalanx_actors::Exit), Hello, Welcome);
+    again!(frame, Route<'_>);
+    if let Some(Routed { number, trace, body }) = Routed::parse(frame.kind, &frame.payload) {
+        let message = Envelope { name: "m", version: 1, version_min: 1 };
+        let mut written = vec![];
+        put_routed(&mut written, number, &Letter { path: "p", message, pid: None, trace, body }, usize::MAX)
+            .expect("what was read can be written");
+        let copy = whole(&written);
+        let again = Routed::parse(copy.kind, &copy.payload);
+        assert_eq!(again, Some(Routed { number, trace, body }), "written and read again it is another message");
+    }
     // What a handler does with a body of its own type.
     let _ = rmp_serde::from_slice::<(Vec<u32>, String, Option<Box<phalanx_actors::Exit>>)>(&frame.payload);
 }

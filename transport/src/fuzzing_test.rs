@@ -5,6 +5,7 @@ use std::{fs, path::PathBuf};
 use proptest::{prelude::*, sample::Index};
 
 use super::*;
+use crate::frame::put_route;
 
 const CASES: u32 = 20_000;
 
@@ -142,6 +143,14 @@ fn the_seeds_are_what_this_build_sends() {
     let tell = Tell { path: "agent/pods", name: "test/Tell", version: 1, body: b"body", more: None };
     let large = Tell { body: &[7; 40 << 10], ..tell };
     let ask = Ask { path: "agent/pods", name: "test/Ask", version: 1, deadline_ms: 1_000, body: b"body", more: None };
+    let signal = Signal { path: "top/a", pid: Some(7), from: Some(("top/b", 9)), what: 4, reason: b"reason" };
+    let message = Envelope { name: "test/Tell", version: 2, version_min: 1 };
+    let letter = Letter { path: "agent/pods", message, pid: Some(7), trace: None, body: b"body" };
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let routed = |put: &dyn Fn(&mut Vec<u8>) -> Result<(), crate::frame::EncodeError>| {
+        let mut out = vec![];
+        put(&mut out).map(|()| out)
+    };
     let lanes = [
         frame(Kind::Tell, encode(Kind::Tell, &tell, LIMIT)),
         frame(Kind::Ask, encode(Kind::Ask, &ask, LIMIT)),
@@ -152,6 +161,10 @@ fn the_seeds_are_what_this_build_sends() {
         frame(Kind::Down, encode(Kind::Down, &(1u64, &exit), LIMIT)),
         hello.clone(),
         welcome.clone(),
+        frame(Kind::Signal, encode(Kind::Signal, &signal, LIMIT)),
+        frame(Kind::Route, routed(&|out| Ok(put_route(out, 3, &letter)))),
+        frame(Kind::Routed, routed(&|out| put_routed(out, 3, &letter, LIMIT))),
+        frame(Kind::RoutedTraced, routed(&|out| put_routed(out, 3, &Letter { trace: Some(trace), ..letter }, LIMIT))),
     ];
     let chosen = |choice: [u8; 8], said: &[u8]| [&choice[..], said].concat();
     let names = |names: &[&str]| {

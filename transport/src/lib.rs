@@ -52,6 +52,7 @@ mod renewal;
 mod shared;
 mod standing;
 mod stream;
+mod tells;
 mod ties;
 mod tls;
 mod transport;

@@ -23,18 +23,19 @@ use crate::{
     config::Limits,
     endpoint::{Node, presented},
     event::{LossReason, Peer},
-    flow::{FLOW_PATH, Signal, Taken, Window},
+    flow::{FLOW_PATH, ROUTES_BYTES_MAX, ROUTES_MAX, Signal, Taken, Window},
     frame::{
-        Ask, Decoder, Frame, FrameError, HEADER_BYTES, Header, Kind, MonitorPath, Open, Reply, Tell, encode, status,
+        Ask, Decoder, Frame, FrameError, HEADER_BYTES, Header, Kind, MonitorPath, Open, ROUTES_SINCE, Reply, Route,
+        Routed, Tell, View, encode, status,
     },
     hello::Origin,
-    inbox::{Delivery, Job, Lane},
+    inbox::{Batch, Lane, Receiver},
     monitor::Watcher,
-    outbox::{Outbox, PushError},
+    outbox::{Dialect, Outbox, PushError},
     peer::{Counters, PeerSlot},
-    registry::{Call, Failure},
     standing::Standing,
     stream::{self, Resetting},
+    tells::TellRoute,
     ties::{self, Ties},
 };
 
@@ -43,8 +44,8 @@ pub(crate) const CONTROL_PRIORITY: i32 = 2;
 pub(crate) const MESSAGE_PRIORITY: i32 = 1;
 pub(crate) const BODY_PRIORITY: i32 = 0;
 
-/// What one read takes from a lane at most.
-const READ_CHUNK_BYTES: usize = 32 << 10;
+/// Pieces that one read takes from a lane at most; mostly each is what came in a packet.
+const READ_CHUNKS: usize = 32;
 
 /// How long the lanes of a closed connection are read on, for what had arrived before the close.
 const DRAIN_MS: u64 = 100;
@@ -83,6 +84,8 @@ pub(crate) struct Link {
     /// The protocol version that both sides speak.
     pub(crate) protocol: u8,
     pub(crate) conn: Connection,
+    /// Of the peer, over all of its links.
+    pub(crate) counters: Arc<Counters>,
     pub(crate) control: Outbox,
     pub(crate) tells: Outbox,
     pub(crate) asks: Semaphore,
@@ -124,6 +127,7 @@ impl Link {
         origin: Origin,
         protocol: u8,
         conn: Connection,
+        counters: Arc<Counters>,
         limits: &Limits,
         now_secs: u64,
     ) -> Self {
@@ -135,6 +139,7 @@ impl Link {
             origin,
             protocol,
             conn,
+            counters,
             control: Outbox::new(limits.control_outbox_messages, limits.outbox_bytes),
             tells: Outbox::new(limits.outbox_messages, limits.outbox_bytes),
             asks: Semaphore::new(limits.asks_in_flight as usize),
@@ -154,6 +159,15 @@ impl Link {
             cause: Mutex::default(),
             standing,
             frame_bytes: limits.frame_bytes,
+        }
+    }
+
+    /// What its peer reads.
+    pub(crate) fn dialect(&self) -> Dialect {
+        Dialect {
+            references: self.has_references(),
+            routes: self.protocol >= ROUTES_SINCE,
+            frame_bytes: self.frame_bytes,
         }
     }
 
@@ -217,9 +231,9 @@ impl Link {
         }
     }
 
-    /// A tell of the peer has left its inbox, or was dropped.
-    fn take_off(&self, path: &str, body_bytes: usize) {
-        let due = self.taken.lock().take(path, body_bytes);
+    /// Tells of the peer have left their inbox, or were dropped.
+    pub(crate) fn take_off(&self, path: &str, messages: usize, body_bytes: usize) {
+        let due = self.taken.lock().take(path, messages, body_bytes);
         if let Some((messages, bytes)) = due {
             self.signal(&Signal::Credit { path: path.into(), messages, bytes });
         }
@@ -352,8 +366,8 @@ async fn write_lane(c: Context, lane: Lane, mut stream: quinn::SendStream) {
         Lane::Control => &c.link.control,
         Lane::Tells => &c.link.tells,
     };
-    while let Some(batch) = outbox.take().await {
-        if stream.write_chunk(batch).await.is_err() {
+    while let Some(mut batch) = outbox.take().await {
+        if stream.write_all_chunks(&mut batch).await.is_err() {
             // The connection is lost, or about to be: the peer never stops a lane.
             return;
         }
@@ -370,35 +384,116 @@ async fn read_tells(c: Context) {
     }
 }
 
+/// A lane as it is read.
+struct LaneReader {
+    c: Context,
+    lane: Lane,
+    decoder: Decoder,
+    /// Routes that the peer has numbered.
+    routes: Vec<Arc<dyn Receiver>>,
+    routes_bytes: usize,
+    /// Tells in a row that go to one receiver, and are handed over together.
+    batch: Option<Batch>,
+}
+
 async fn read_lane(c: Context, lane: Lane, mut stream: quinn::RecvStream) {
-    let mut decoder = Decoder::new(c.node.limits.frame_bytes);
+    let decoder = Decoder::new(c.node.limits.frame_bytes);
+    let mut reader = LaneReader { c, lane, decoder, routes: vec![], routes_bytes: 0, batch: None };
+    let mut chunks: [Bytes; READ_CHUNKS] = std::array::from_fn(|_| Bytes::new());
     loop {
-        match stream.read_chunk(READ_CHUNK_BYTES, true).await {
-            Ok(Some(chunk)) => decoder.push(&chunk.bytes),
-            Ok(None) if decoder.is_at_boundary() => return,
-            Ok(None) => return c.link.violation(&FrameError::Truncated),
-            Err(_) => return,
-        }
-        loop {
-            match decoder.next() {
-                Ok(Some(_)) if c.link.is_cast_out() => return,
-                Ok(Some(frame)) => {
-                    if let Err(error) = take_frame(&c, lane, &frame).await {
-                        return c.link.violation(&error);
+        match stream.read_chunks(&mut chunks).await {
+            Ok(Some(count)) => {
+                for chunk in &mut chunks[..count] {
+                    if let Err(error) = reader.take_chunk(&std::mem::take(chunk)).await {
+                        return reader.c.link.violation(&error);
                     }
                 }
-                Ok(None) => break,
-                Err(error) => return c.link.violation(&error),
+                reader.flush().await;
             }
+            Ok(None) if reader.decoder.is_at_boundary() => return,
+            Ok(None) => return reader.c.link.violation(&FrameError::Truncated),
+            Err(_) => return,
         }
     }
 }
 
-async fn take_frame(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameError> {
-    match (frame.kind, lane) {
-        (Kind::Tell, _) => take_tell(c, lane, frame).await,
-        (Kind::Monitor, Lane::Control) => take_monitor(c, &frame.read()?),
-        (Kind::Demonitor, Lane::Control) => {
+impl LaneReader {
+    async fn take_chunk(&mut self, chunk: &[u8]) -> Result<(), FrameError> {
+        self.decoder.push(chunk);
+        while let Some(done) = self.take_frame()? {
+            if let Some(batch) = done {
+                self.c.slot.inboxes.deliver(self.lane, batch).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands over what was gathered: nothing more has come just now.
+    async fn flush(&mut self) {
+        if let Some(batch) = self.batch.take() {
+            self.c.slot.inboxes.deliver(self.lane, batch).await;
+        }
+    }
+
+    /// Takes one frame; `None` if there is none, or they are not read any more. Gives the batch that it does not belong to, which
+    /// is to be handed over before it.
+    fn take_frame(&mut self) -> Result<Option<Option<Batch>>, FrameError> {
+        let Self { c, lane, decoder, routes, routes_bytes, batch } = self;
+        let Some(frame) = decoder.view()?.filter(|_| !c.link.is_cast_out()) else {
+            return Ok(None);
+        };
+        match (frame.kind(), *lane) {
+            (Kind::Tell, lane) => {
+                let tell: Tell<'_> = frame.read()?;
+                if lane == Lane::Control && tell.path == FLOW_PATH {
+                    // Of a kind that this version does not know, it is no error.
+                    if let Ok(signal) = rmp_serde::from_slice(tell.body) {
+                        c.link.tells.hear(signal);
+                    }
+                    return Ok(Some(None));
+                }
+                Counters::add(&c.link.counters.received);
+                let route = TellRoute::of_tell(&c.node, &c.link.peer, Some((&c.link, lane == Lane::Tells)), &tell);
+                let mut next = Batch::new(Arc::new(route));
+                next.push(tell.more.and_then(|more| more.trace), tell.body);
+                return Ok(Some(batch.replace(next)));
+            }
+            (Kind::Route, Lane::Tells) => {
+                let route: Route<'_> = frame.read()?;
+                *routes_bytes += route.path.len() + route.name.len();
+                let in_turn = usize::try_from(route.number) == Ok(routes.len());
+                if !in_turn || routes.len() >= ROUTES_MAX || *routes_bytes > ROUTES_BYTES_MAX {
+                    return Err(FrameError::Route(route.number));
+                }
+                routes.push(Arc::new(TellRoute::of_route(&c.node, &c.link, &route)));
+            }
+            (kind @ (Kind::Routed | Kind::RoutedTraced), Lane::Tells) => {
+                let too_short = || FrameError::Payload { kind, reason: "it is too short".into() };
+                let routed = Routed::parse(kind, frame.payload()).ok_or_else(too_short)?;
+                let number = usize::try_from(routed.number).unwrap_or(usize::MAX);
+                let receiver = routes.get(number).ok_or(FrameError::Route(routed.number))?;
+                Counters::add(&c.link.counters.received);
+                if let Some(batch) = batch.as_mut().filter(|batch| batch.is_of(receiver))
+                    && batch.has_room(routed.body.len())
+                {
+                    batch.push(routed.trace, routed.body);
+                    return Ok(Some(None));
+                }
+                let mut next = Batch::new(receiver.clone());
+                next.push(routed.trace, routed.body);
+                return Ok(Some(batch.replace(next)));
+            }
+            (_, Lane::Control) => take_control(c, &frame)?,
+            (kind, Lane::Tells) => return Err(FrameError::Unexpected(kind)),
+        }
+        Ok(Some(None))
+    }
+}
+
+fn take_control(c: &Context, frame: &View<'_>) -> Result<(), FrameError> {
+    match frame.kind() {
+        Kind::Monitor => take_monitor(c, &frame.read()?),
+        Kind::Demonitor => {
             let (id,): (u64,) = frame.read()?;
             let watched = c.link.watched.lock().remove(&id);
             match watched {
@@ -407,8 +502,8 @@ async fn take_frame(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameE
             }
             Ok(())
         }
-        (Kind::Identity, Lane::Control) => c.link.take_identity(&c.node, &c.slot, &frame.read()?),
-        (Kind::Down, Lane::Control) => {
+        Kind::Identity => c.link.take_identity(&c.node, &c.slot, &frame.read()?),
+        Kind::Down => {
             let (id, reason) = read_down(frame)?;
             let sender = c.link.monitors.lock().as_mut().and_then(|m| m.remove(&id));
             match sender {
@@ -418,92 +513,17 @@ async fn take_frame(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameE
             }
             Ok(())
         }
-        (Kind::Signal, Lane::Control) => c.link.take_signal(&c.node, &frame.read()?),
-        (kind, _) => Err(FrameError::Unexpected(kind)),
+        Kind::Signal => c.link.take_signal(&c.node, &frame.read()?),
+        kind => Err(FrameError::Unexpected(kind)),
     }
 }
 
 /// The exit that a peer reports; one that only a newer version knows is not worth a connection.
-fn read_down(frame: &Frame) -> Result<(u64, Exit), FrameError> {
+fn read_down(frame: &View<'_>) -> Result<(u64, Exit), FrameError> {
     frame.read().or_else(|_| {
         let (id, _): (u64, serde::de::IgnoredAny) = frame.read()?;
         Ok((id, ties::unreadable()))
     })
-}
-
-async fn take_tell(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameError> {
-    let tell: Tell<'_> = frame.read()?;
-    if lane == Lane::Control && tell.path == FLOW_PATH {
-        // Of a kind that this version does not know, it is no error.
-        if let Ok(signal) = rmp_serde::from_slice(tell.body) {
-            c.link.tells.hear(signal);
-        }
-        return Ok(());
-    }
-    Counters::add(&c.slot.counters.received);
-    let body = frame.payload.slice_ref(tell.body);
-    let counted = lane == Lane::Tells;
-    let dropped = || {
-        if counted {
-            c.link.take_off(tell.path, body.len());
-        }
-    };
-    let job = match tell_job(&c.node, &c.link.peer, Some((&c.link, counted)), &tell, body.clone()) {
-        Ok(job) => job,
-        Err(_) => {
-            dropped();
-            Counters::add(&c.slot.counters.dropped);
-            tracing::debug!(node = %c.link.peer.node, path = tell.path, "dropped a tell: {} is not served there", tell.name);
-            return Ok(());
-        }
-    };
-    match c.slot.inboxes.deliver(lane, tell.path, &body, job).await {
-        Delivery::Queued => {}
-        Delivery::Dropped => {
-            dropped();
-            Counters::add(&c.slot.counters.dropped);
-        }
-        Delivery::OverrunBegins => {
-            dropped();
-            Counters::add(&c.slot.counters.dropped);
-            tracing::warn!(node = %c.link.peer.node, path = tell.path, "inbox of {} is full: dropping tells from {} until there is room", tell.path, c.link.peer.node);
-        }
-    }
-    Ok(())
-}
-
-/// The handling of one tell, as a job for an inbox. `link`: where it came from, and whether that hears when it leaves the inbox.
-pub(crate) fn tell_job(
-    node: &Arc<Node>,
-    peer: &Peer,
-    link: Option<(&Arc<Link>, bool)>,
-    tell: &Tell<'_>,
-    body: Bytes,
-) -> Result<Job, Failure> {
-    let taker = node.taker(tell.path, tell.name, tell.version, tell.more)?;
-    let (node, peer) = (node.clone(), peer.clone());
-    let (counted, link) = (link.is_some_and(|(_, counted)| counted), link.map(|(link, _)| link.clone()));
-    let (path, name): (Box<str>, Box<str>) = (tell.path.into(), tell.name.into());
-    let trace: Option<Box<str>> = tell.more.and_then(|more| more.trace).map(Into::into);
-    Ok(Box::new(move || {
-        if let Some(link) = link.as_ref().filter(|_| counted) {
-            link.take_off(&path, body.len());
-        }
-        Box::pin(async move {
-            if node.is_dead() || link.is_some_and(|link| link.is_cast_out()) {
-                return;
-            }
-            let from = peer.node.clone();
-            let handling = crate::endpoint::guarded(|| taker.take(peer, body, Call::Tell));
-            let outcome = crate::endpoint::traced(trace.as_deref(), handling).await;
-            if let Err(failure) = outcome {
-                if let (Failure::BadMessage(_) | Failure::NoProc, Some(slot)) = (&failure, node.peer(&from)) {
-                    Counters::add(&slot.counters.dropped);
-                }
-                tracing::debug!(node = %from, path = %path, "a tell of {name} failed: {failure:?}");
-            }
-        })
-    }))
 }
 
 fn take_monitor(c: &Context, monitor: &MonitorPath<'_>) -> Result<(), FrameError> {
@@ -661,7 +681,7 @@ async fn serve_open(
         let handling = handler(peer, header, send, recv);
         async move {
             handling.await;
-            Ok(vec![])
+            Ok(())
         }
     });
     if let Err(failure) = handled.await {

@@ -5,11 +5,17 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use crate::flow::{Flows, Signal};
+use crate::{
+    flow::{Flows, Letter, Numbered, Signal},
+    frame::{EncodeError, put_route, put_routed, put_tell},
+};
 
 /// Frames whose number is bounded elsewhere are refused at this many times the bound of bytes: whoever watches a hundred
 /// thousand paths may hear of all of them, but whoever reads nothing of it is not a peer.
 pub(crate) const URGENT_FACTOR: usize = 4;
+
+/// Memory of one buffer. When it is full there is another, so that what is in it is not copied again and again.
+const BUFFER_BYTES: usize = 32 << 10;
 
 #[derive(Debug)]
 pub(crate) struct Outbox {
@@ -23,8 +29,13 @@ pub(crate) struct Outbox {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Full ones, in order, before the one that is being filled.
+    full: Vec<Bytes>,
+    full_bytes: usize,
     buffer: Vec<u8>,
     messages: usize,
+    /// The writer knows that there is something, or will look before it waits.
+    noticed: bool,
     /// Taken by the writer and not yet written; still counts.
     writing_messages: usize,
     writing_bytes: usize,
@@ -33,10 +44,49 @@ struct State {
     closed: bool,
 }
 
+impl State {
+    fn bytes(&self) -> usize {
+        self.full_bytes + self.buffer.len()
+    }
+
+    /// Where the next frame goes, of about so many bytes.
+    fn buffer_for(&mut self, bytes: usize) -> &mut Vec<u8> {
+        if self.buffer.len() + bytes > BUFFER_BYTES && !self.buffer.is_empty() {
+            let full = std::mem::replace(&mut self.buffer, Vec::with_capacity(BUFFER_BYTES.max(bytes)));
+            self.full_bytes += full.len();
+            self.full.push(full.into());
+        }
+        &mut self.buffer
+    }
+
+    fn append(&mut self, frame: &[u8]) {
+        self.buffer_for(frame.len()).extend_from_slice(frame);
+        self.messages += 1;
+    }
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum PushError {
     Closed,
     Full,
+}
+
+/// Why a message was not taken.
+#[derive(Debug)]
+pub(crate) enum TellError {
+    Encode(EncodeError),
+    Push(PushError),
+}
+
+/// What the other side of a link reads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dialect {
+    /// What protocol version 2 has added to an envelope.
+    pub(crate) references: bool,
+    /// Routes by number.
+    pub(crate) routes: bool,
+    /// Longest frame.
+    pub(crate) frame_bytes: usize,
 }
 
 impl Outbox {
@@ -46,82 +96,110 @@ impl Outbox {
 
     /// Appends a frame, or refuses it at the bound. A frame of any size is taken when the outbox is empty.
     pub(crate) fn push(&self, frame: &[u8]) -> Result<(), PushError> {
-        self.append(frame, true)
-    }
-
-    /// As `push`, of a message to `path`, which waits here while the path has no credit.
-    pub(crate) fn push_to(&self, path: &str, body_bytes: usize, frame: &[u8]) -> Result<(), PushError> {
-        {
-            let mut state = self.state.lock();
-            if !state.closed && !state.flows.admit(path, body_bytes) {
-                let (messages, bytes) = state.flows.held();
-                if messages >= self.messages_max || (messages > 0 && bytes + frame.len() > self.bytes_max) {
-                    return Err(PushError::Full);
-                }
-                state.flows.hold(path, frame, body_bytes);
-                return Ok(());
-            }
-            if let Err(error) = self.put(&mut state, frame, true) {
-                state.flows.give_back(path, body_bytes);
-                return Err(error);
-            }
-        }
-        self.filled.notify_one();
-        Ok(())
-    }
-
-    /// Takes in what the receiver says about its inboxes.
-    pub(crate) fn hear(&self, signal: Signal) {
-        {
-            let mut state = self.state.lock();
-            for held in state.flows.hear(signal) {
-                state.buffer.extend_from_slice(&held.frame);
-                state.messages += 1;
-            }
-        }
-        self.filled.notify_one();
-        self.emptied.notify_waiters();
+        self.put(frame, true)
     }
 
     /// Appends a frame whose number is bounded elsewhere (monitors and their Downs); refused at `URGENT_FACTOR` times the
     /// bound of bytes.
     pub(crate) fn push_unbounded(&self, frame: &[u8]) -> Result<(), PushError> {
-        self.append(frame, false)
+        self.put(frame, false)
     }
 
-    fn append(&self, frame: &[u8], bounded: bool) -> Result<(), PushError> {
-        {
-            let mut state = self.state.lock();
-            self.put(&mut state, frame, bounded)?;
-        }
-        self.filled.notify_one();
-        Ok(())
-    }
-
-    fn put(&self, state: &mut State, frame: &[u8], bounded: bool) -> Result<(), PushError> {
+    fn put(&self, frame: &[u8], bounded: bool) -> Result<(), PushError> {
+        let mut state = self.state.lock();
         if state.closed {
             return Err(PushError::Closed);
         }
-        let messages = state.messages + state.writing_messages;
-        let bytes = state.buffer.len() + state.writing_bytes;
-        let over = messages >= self.messages_max || bytes + frame.len() > self.bytes_max;
-        let over_all = bytes.saturating_add(frame.len()) > self.bytes_max.saturating_mul(URGENT_FACTOR);
-        if (bounded && over || over_all) && messages > 0 {
+        if !self.has_room(&state, frame.len(), bounded) {
             return Err(PushError::Full);
         }
-        state.buffer.extend_from_slice(frame);
-        state.messages += 1;
+        state.append(frame);
+        self.notice(state);
         Ok(())
     }
 
-    /// As `push_to`, but waits for room. Fails only when the outbox is closed. Who waits has no place in a queue.
-    pub(crate) async fn push_to_when_free(&self, path: &str, body_bytes: usize, frame: &[u8]) -> Result<(), PushError> {
+    /// Appends a message, which waits here while its path has no credit; or refuses it at the bound.
+    pub(crate) fn tell(&self, letter: &Letter<'_>, dialect: Dialect) -> Result<(), TellError> {
+        let mut state = self.state.lock();
+        if state.closed {
+            return Err(TellError::Push(PushError::Closed));
+        }
+        let body_bytes = letter.body.len();
+        let (admitted, numbered) = state.flows.admit(letter, dialect.routes.then_some(dialect.frame_bytes));
+        if let Numbered::New(number) = numbered {
+            // Told whatever becomes of the message, for the number is given. Their number is bounded.
+            put_route(state.buffer_for(letter.path.len()), number, letter);
+        }
+        if !admitted {
+            let held = self.hold(&mut state, letter, numbered, dialect);
+            self.notice(state);
+            return held;
+        }
+        let taken = if self.has_room(&state, body_bytes, true) {
+            let buffer = state.buffer_for(body_bytes);
+            put_letter(buffer, letter, numbered, dialect).map_err(TellError::Encode)
+        } else {
+            Err(TellError::Push(PushError::Full))
+        };
+        match taken {
+            Ok(()) => state.messages += 1,
+            Err(_) => state.flows.give_back(letter.path, body_bytes),
+        }
+        self.notice(state);
+        taken
+    }
+
+    fn hold(
+        &self,
+        state: &mut State,
+        letter: &Letter<'_>,
+        numbered: Numbered,
+        dialect: Dialect,
+    ) -> Result<(), TellError> {
+        let (messages, bytes) = state.flows.held();
+        if messages >= self.messages_max || (messages > 0 && bytes + letter.body.len() > self.bytes_max) {
+            return Err(TellError::Push(PushError::Full));
+        }
+        let mut frame = vec![];
+        put_letter(&mut frame, letter, numbered, dialect).map_err(TellError::Encode)?;
+        state.flows.hold(letter.path, &frame, letter.body.len());
+        Ok(())
+    }
+
+    /// Takes in what the receiver says about its inboxes.
+    pub(crate) fn hear(&self, signal: Signal) {
+        let mut state = self.state.lock();
+        let mut flows = std::mem::take(&mut state.flows);
+        flows.hear(signal, |frame| state.append(frame));
+        state.flows = flows;
+        self.notice(state);
+        self.emptied.notify_waiters();
+    }
+
+    fn has_room(&self, state: &State, frame_bytes: usize, bounded: bool) -> bool {
+        let messages = state.messages + state.writing_messages;
+        let bytes = state.bytes() + state.writing_bytes;
+        let over = messages >= self.messages_max || bytes + frame_bytes > self.bytes_max;
+        let over_all = bytes.saturating_add(frame_bytes) > self.bytes_max.saturating_mul(URGENT_FACTOR);
+        messages == 0 || !(bounded && over || over_all)
+    }
+
+    /// Wakes the writer if there is something that it does not know of.
+    fn notice(&self, mut state: parking_lot::MutexGuard<'_, State>) {
+        if state.bytes() > 0 && !std::mem::replace(&mut state.noticed, true) {
+            drop(state);
+            self.filled.notify_one();
+        }
+    }
+
+    /// As `tell`, but waits for room. Fails with `Closed` only when the outbox is closed. Who waits has no place in a queue.
+    pub(crate) async fn tell_when_free(&self, letter: &Letter<'_>, dialect: Dialect) -> Result<(), TellError> {
         loop {
             let mut emptied = std::pin::pin!(self.emptied.notified());
             // Enabled before the try, so that room made in between is not missed.
             emptied.as_mut().enable();
-            match self.push_to(path, body_bytes, frame) {
-                Err(PushError::Full) => emptied.await,
+            match self.tell(letter, dialect) {
+                Err(TellError::Push(PushError::Full)) => emptied.await,
                 done => return done,
             }
         }
@@ -129,21 +207,25 @@ impl Outbox {
 
     /// Everything there is, once there is something; `None` when closed and empty. One caller at a time; taking again
     /// says that the last batch is written.
-    pub(crate) async fn take(&self) -> Option<Bytes> {
+    pub(crate) async fn take(&self) -> Option<Vec<Bytes>> {
         loop {
             {
                 let mut state = self.state.lock();
                 state.writing_messages = 0;
                 state.writing_bytes = 0;
                 self.emptied.notify_waiters();
-                if !state.buffer.is_empty() {
+                if state.bytes() > 0 {
                     state.writing_messages = std::mem::take(&mut state.messages);
-                    state.writing_bytes = state.buffer.len();
-                    return Some(std::mem::take(&mut state.buffer).into());
+                    state.writing_bytes = state.bytes();
+                    state.full_bytes = 0;
+                    let mut batch = std::mem::take(&mut state.full);
+                    batch.push(std::mem::take(&mut state.buffer).into());
+                    return Some(batch);
                 }
                 if state.closed && state.flows.held().0 == 0 {
                     return None;
                 }
+                state.noticed = false;
             }
             self.filled.notified().await;
         }
@@ -157,9 +239,35 @@ impl Outbox {
     }
 }
 
+/// Appends a message's frame.
+fn put_letter(
+    buffer: &mut Vec<u8>,
+    letter: &Letter<'_>,
+    numbered: Numbered,
+    dialect: Dialect,
+) -> Result<(), EncodeError> {
+    match numbered {
+        Numbered::Not => put_tell(buffer, letter, dialect),
+        Numbered::New(number) | Numbered::Known(number) => put_routed(buffer, number, letter, dialect.frame_bytes),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::remote::Envelope;
+
+    const DIALECT: Dialect = Dialect { references: true, routes: true, frame_bytes: 1_000 };
+    const MESSAGE: Envelope<'static> = Envelope { name: "m", version: 1, version_min: 1 };
+
+    fn letter<'a>(path: &'a str, body: &'a [u8]) -> Letter<'a> {
+        Letter { path, message: MESSAGE, pid: None, trace: None, body }
+    }
+
+    async fn taken(outbox: &Outbox) -> String {
+        let batch = outbox.take().await.expect("open");
+        String::from_utf8(batch.concat()).expect("text")
+    }
 
     #[tokio::test]
     async fn a_burst_is_taken_as_one_batch_in_order() {
@@ -167,7 +275,7 @@ mod tests {
         for frame in [&b"ab"[..], b"cd", b"ef"] {
             outbox.push(frame).expect("room");
         }
-        assert_eq!(outbox.take().await.expect("open"), "abcdef");
+        assert_eq!(taken(&outbox).await, "abcdef");
     }
 
     #[tokio::test]
@@ -179,7 +287,7 @@ mod tests {
         outbox.take().await.expect("open");
         assert_eq!(outbox.push(b"c"), Err(PushError::Full));
         outbox.push_unbounded(b"d").expect("not bounded");
-        assert_eq!(outbox.take().await.expect("open"), "d");
+        assert_eq!(taken(&outbox).await, "d");
         outbox.push(b"c").expect("room");
     }
 
@@ -205,17 +313,17 @@ mod tests {
         outbox.push(b"a").expect("room");
         let waiting = |frame: &'static [u8]| {
             let outbox = outbox.clone();
-            tokio::spawn(async move { outbox.push_to_when_free("p", 1, frame).await })
+            tokio::spawn(async move { outbox.tell_when_free(&letter("p", frame), DIALECT).await })
         };
         let first = waiting(b"b");
-        assert_eq!(outbox.take().await.expect("open"), "a");
+        assert_eq!(taken(&outbox).await, "a");
         // Taking again says that it is written.
-        assert_eq!(outbox.take().await.expect("open"), "b");
-        assert_eq!(first.await.expect("no panic"), Ok(()));
+        assert!(outbox.take().await.expect("open").concat().ends_with(b"b"));
+        assert!(matches!(first.await.expect("no panic"), Ok(())));
         let second = waiting(b"c");
         tokio::task::yield_now().await;
         outbox.close();
-        assert_eq!(second.await.expect("no panic"), Err(PushError::Closed));
+        assert!(matches!(second.await.expect("no panic"), Err(TellError::Push(PushError::Closed))));
     }
 
     #[tokio::test]
@@ -224,7 +332,7 @@ mod tests {
         outbox.push(b"a").expect("room");
         outbox.close();
         assert_eq!(outbox.push(b"b"), Err(PushError::Closed));
-        assert_eq!(outbox.take().await.expect("the rest"), "a");
+        assert_eq!(taken(&outbox).await, "a");
         assert!(outbox.take().await.is_none());
     }
 }

@@ -25,7 +25,7 @@ use crate::{
 pub(crate) struct PeerSlot {
     pub(crate) name: NodeName,
     pub(crate) inboxes: Arc<Inboxes>,
-    pub(crate) counters: Counters,
+    pub(crate) counters: Arc<Counters>,
     /// Wakes the dial loop: address set, link lost, nudged.
     pub(crate) wake: Notify,
     link: watch::Sender<Option<Arc<Link>>>,
@@ -79,7 +79,7 @@ impl PeerSlot {
         Self {
             name,
             inboxes,
-            counters: Counters::default(),
+            counters: Arc::default(),
             wake: Notify::new(),
             link: watch::Sender::new(None),
             state: Mutex::default(),
@@ -92,6 +92,10 @@ impl PeerSlot {
 
     pub(crate) fn link(&self) -> Option<Arc<Link>> {
         self.link.borrow().clone()
+    }
+
+    pub(crate) fn with_link<R>(&self, f: impl FnOnce(&Link) -> R) -> Option<R> {
+        self.link.borrow().as_deref().map(f)
     }
 
     pub(crate) fn links(&self) -> watch::Receiver<Option<Arc<Link>>> {

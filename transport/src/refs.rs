@@ -2,7 +2,14 @@
 //! ([`RemoteRef`]), and to whoever runs at a path of a node ([`RemoteNamed`]). They hold no connection: each call uses the one
 //! that is up. Must never block, and never reach another incarnation than the one they were made for.
 
-use std::{cell::RefCell, fmt, future::Future, marker::PhantomData, sync::Arc, time::Duration};
+use std::{
+    cell::{Cell, RefCell},
+    fmt,
+    future::Future,
+    marker::PhantomData,
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use phalanx_actors::{Actor, Exit, Handler, Message, Named, Pid, Ref, Trace};
@@ -14,10 +21,12 @@ use crate::{
     endpoint::Node,
     error::{AskError, SendError},
     event::NodeName,
-    frame::{Kind, More, Signal, Tell, encode, signal},
+    flow::Letter,
+    frame::{Kind, More, Signal, encode, signal},
     link::Link,
-    outbox::PushError,
+    outbox::{PushError, TellError},
     peer::Counters,
+    registry::Failure,
     remote::{Envelope, Remote},
     shared::RemoteActor,
     ties::{lost_pid, write_exit},
@@ -137,7 +146,7 @@ impl<A: Actor> RemoteRef<A> {
             }
             Place::There(there) => {
                 there.known_end()?;
-                tell(&there.node, &*there.link()?, &there.address.path, Some(there.address.id), &message)
+                tell(&*there.link()?, &there.address.path, Some(there.address.id), &message)
             }
         }
     }
@@ -162,7 +171,7 @@ impl<A: Actor> RemoteRef<A> {
                 Place::There(there) => {
                     there.known_end()?;
                     let RemoteAddress { path, id, .. } = &there.address;
-                    send(&there.node, there.link()?, path, Some(*id), message).await
+                    send(there.link()?, path, Some(*id), message).await
                 }
             }
         }
@@ -340,18 +349,31 @@ thread_local! {
     static READING: RefCell<Option<Arc<Node>>> = const { RefCell::new(None) };
 }
 
-/// Reads a message, and the references in it.
-pub(crate) fn read<T: DeserializeOwned>(node: &Arc<Node>, body: &[u8]) -> Result<T, rmp_serde::decode::Error> {
-    struct Restore(Option<Arc<Node>>);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            let before = self.0.take();
-            let gone = READING.with(|reading| reading.replace(before));
-            drop(gone);
-        }
+/// Reads messages, and the references in them.
+pub(crate) struct Reader(Option<Arc<Node>>);
+
+impl Reader {
+    pub(crate) fn new(node: &Arc<Node>) -> Self {
+        Self(Some(node.clone()))
     }
-    let _restore = Restore(READING.with(|reading| reading.replace(Some(node.clone()))));
-    decode::from_slice(body)
+
+    pub(crate) fn read<T: DeserializeOwned>(&mut self, body: &[u8]) -> Result<T, Failure> {
+        /// Puts back who read before, and the node into its reader.
+        struct Restore<'a>(&'a mut Option<Arc<Node>>);
+        impl Drop for Restore<'_> {
+            fn drop(&mut self) {
+                *self.0 = READING.replace(self.0.take());
+            }
+        }
+        self.0 = READING.replace(self.0.take());
+        let _restore = Restore(&mut self.0);
+        decode::from_slice(body).map_err(|e| Failure::BadMessage(e.to_string()))
+    }
+}
+
+/// Reads a message, and the references in it.
+pub(crate) fn read<T: DeserializeOwned>(node: &Arc<Node>, body: &[u8]) -> Result<T, Failure> {
+    Reader::new(node).read(body)
 }
 
 /// A reference to whoever runs at a path of a node; each call finds the present incarnation, of the actor and of the node.
@@ -398,7 +420,7 @@ impl<A: RemoteActor> RemoteNamed<A> {
         if let Some(actor) = self.local() {
             return actor.tell(message).map_err(|error| send_error(error, &self.node, &self.path));
         }
-        tell(&self.own, &*current_link(&self.own, &self.node)?, &self.path, None, &message)
+        tell(&*current_link(&self.own, &self.node)?, &self.path, None, &message)
     }
 
     /// See [`RemoteRef::send`].
@@ -416,7 +438,7 @@ impl<A: RemoteActor> RemoteNamed<A> {
                 let sent = actor.send(message).await;
                 return sent.map_err(|error| send_error(error, &me.node, &me.path));
             }
-            send(&me.own, current_link(&me.own, &me.node)?, &me.path, None, message).await
+            send(current_link(&me.own, &me.node)?, &me.path, None, message).await
         }
     }
 
@@ -583,48 +605,79 @@ fn current_link(own: &Node, node: &str) -> Result<Arc<Link>, SendError> {
     own.peer(node).and_then(|slot| slot.link()).ok_or_else(|| SendError::NoConnection { node: node.into() })
 }
 
-fn tell_frame<M: Remote>(
-    link: &Link,
-    path: &str,
-    pid: Option<u64>,
-    message: &M,
-) -> Result<(Vec<u8>, usize), SendError> {
-    let body = rmp_serde::to_vec(message).map_err(|e| SendError::Unencodable(e.to_string()))?;
-    let node = &link.peer.node;
-    let trace = Trace::current().map(|trace| trace.to_string());
-    let more = link.more(&Envelope::of::<M>(), pid, trace.as_deref());
-    let more = more.ok_or_else(|| SendError::Unsupported { node: node.to_string() })?;
-    let tell = Tell { path, name: M::NAME, version: M::VERSION, body: &body, more };
-    Ok((encode(Kind::Tell, &tell, link.frame_bytes)?, body.len()))
+fn tell<M: Remote>(link: &Link, path: &str, pid: Option<u64>, message: &M) -> Result<(), SendError> {
+    encoded(message, |body| {
+        let trace = Trace::current().map(|trace| trace.to_string());
+        let letter = letter::<M>(link, path, pid, trace.as_deref(), body)?;
+        link.tells.tell(&letter, link.dialect()).map_err(|error| tell_error(error, link))
+    })?;
+    Counters::add(&link.counters.sent);
+    Ok(())
 }
 
-fn tell<M: Remote>(own: &Node, link: &Link, path: &str, pid: Option<u64>, message: &M) -> Result<(), SendError> {
-    let (frame, body_bytes) = tell_frame(link, path, pid, message)?;
-    let pushed = link.tells.push_to(path, body_bytes, &frame);
-    pushed.map_err(|error| push_error(error, link))?;
-    count_sent(own, link);
-    Ok(())
+/// A message for a link, if its peer can read what it needs.
+fn letter<'a, M: Remote>(
+    link: &Link,
+    path: &'a str,
+    pid: Option<u64>,
+    trace: Option<&'a str>,
+    body: &'a [u8],
+) -> Result<Letter<'a>, SendError> {
+    if pid.is_some() && !link.has_references() {
+        return Err(SendError::Unsupported { node: link.peer.node.to_string() });
+    }
+    Ok(Letter { path, message: Envelope::of::<M>(), pid, trace, body })
 }
 
 /// As `tell`, but waits for room in the outbox of this connection.
-async fn send<M: Remote>(
-    own: &Node,
-    link: Arc<Link>,
-    path: &str,
-    pid: Option<u64>,
-    message: M,
-) -> Result<(), SendError> {
+async fn send<M: Remote>(link: Arc<Link>, path: &str, pid: Option<u64>, message: M) -> Result<(), SendError> {
     // As a local send does: one who sends without end leaves others their turns.
     tokio::task::coop::consume_budget().await;
-    let (frame, body_bytes) = tell_frame(&link, path, pid, &message)?;
+    match tell(&link, path, pid, &message) {
+        Err(SendError::Full { .. }) => {}
+        done => return done,
+    }
+    let body = rmp_serde::to_vec(&message).map_err(|e| SendError::Unencodable(e.to_string()))?;
     drop(message);
-    let pushed = link.tells.push_to_when_free(path, body_bytes, &frame).await;
-    pushed.map_err(|error| push_error(error, &link))?;
-    count_sent(own, &link);
+    let trace = Trace::current().map(|trace| trace.to_string());
+    let letter = letter::<M>(&link, path, pid, trace.as_deref(), &body)?;
+    link.tells.tell_when_free(&letter, link.dialect()).await.map_err(|error| tell_error(error, &link))?;
+    Counters::add(&link.counters.sent);
     Ok(())
 }
 
-fn push_error(error: PushError, link: &Link) -> SendError {
+thread_local! {
+    /// What the messages that this thread tells are encoded in.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Memory that is kept for it, in bytes.
+const SCRATCH_BYTES: usize = 64 << 10;
+
+/// Encodes a message, for as long as `f` looks at it.
+pub(crate) fn encoded<M: Remote, R>(
+    message: &M,
+    f: impl FnOnce(&[u8]) -> Result<R, SendError>,
+) -> Result<R, SendError> {
+    // Taken: a message whose encoding tells another finds an empty one.
+    let mut scratch = SCRATCH.take();
+    scratch.clear();
+    let written = rmp_serde::encode::write(&mut scratch, message);
+    let done = written.map_err(|e| SendError::Unencodable(e.to_string())).and_then(|()| f(&scratch));
+    if scratch.capacity() <= SCRATCH_BYTES {
+        SCRATCH.set(scratch);
+    }
+    done
+}
+
+pub(crate) fn tell_error(error: TellError, link: &Link) -> SendError {
+    match error {
+        TellError::Encode(error) => error.into(),
+        TellError::Push(error) => push_error(error, link),
+    }
+}
+
+pub(crate) fn push_error(error: PushError, link: &Link) -> SendError {
     let node = link.peer.node.to_string();
     match error {
         PushError::Closed => SendError::NoConnection { node },
@@ -632,17 +685,22 @@ fn push_error(error: PushError, link: &Link) -> SendError {
     }
 }
 
-fn count_sent(own: &Node, link: &Link) {
-    if let Some(slot) = own.peer(&link.peer.node) {
-        Counters::add(&slot.counters.sent);
-    }
-}
-
 async fn ask<M: Remote>(own: &Arc<Node>, request: Request, path: &str, message: M) -> Result<M::Reply, AskError> {
     let body = rmp_serde::to_vec(&message).map_err(|e| AskError::Unencodable(e.to_string()))?;
     drop(message);
     let reply = request.run(body.into()).await?;
-    read(own, &reply).map_err(|e| AskError::BadReply { path: path.into(), reason: e.to_string() })
+    read_reply(own, path, &reply)
+}
+
+/// Reads an answer from a path.
+pub(crate) fn read_reply<T: DeserializeOwned>(own: &Arc<Node>, path: &str, reply: &[u8]) -> Result<T, AskError> {
+    read(own, reply).map_err(|failure| AskError::BadReply {
+        path: path.into(),
+        reason: match failure {
+            Failure::BadMessage(reason) => reason,
+            other => format!("{other:?}"),
+        },
+    })
 }
 
 fn signal_to(link: &Link, path: &str, pid: Option<u64>, what: u8, reason: &[u8]) -> Result<(), SendError> {

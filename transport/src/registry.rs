@@ -22,6 +22,7 @@ use crate::{
     monitor::Watcher,
     remote::{Envelope, reader},
     stream::{RecvStream, SendStream},
+    tells::Teller,
 };
 
 /// Why a message has no reply.
@@ -46,21 +47,21 @@ impl From<phalanx_actors::AskError> for Failure {
     }
 }
 
-/// How a message came.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Call {
-    Ask { deadline: Duration },
-    Tell,
-}
-
-/// The encoded reply; empty for a tell.
+/// The encoded reply.
 pub(crate) type Outcome = Result<Vec<u8>, Failure>;
 
 pub(crate) fn encode_reply(reply: &impl Serialize) -> Outcome {
     rmp_serde::to_vec(reply).map_err(|e| Failure::Failed(format!("cannot encode the reply: {e}")))
 }
 
-pub(crate) type MessageHandler = Arc<dyn Fn(Peer, Bytes, Call) -> BoxFuture<'static, Outcome> + Send + Sync>;
+/// Handles one type of message at one path.
+pub(crate) trait Serve: Send + Sync {
+    fn ask(&self, peer: Peer, body: Bytes, deadline: Duration) -> BoxFuture<'static, Outcome>;
+    /// Takes tells.
+    fn teller(self: Arc<Self>) -> Result<Box<dyn Teller>, Failure>;
+}
+
+pub(crate) type MessageHandler = Arc<dyn Serve>;
 pub(crate) type StreamHandler =
     Arc<dyn Fn(Peer, Bytes, SendStream, RecvStream) -> BoxFuture<'static, ()> + Send + Sync>;
 pub(crate) type DatagramHandler = Arc<dyn Fn(Peer, Bytes) + Send + Sync>;

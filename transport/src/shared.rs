@@ -1,7 +1,7 @@
 //! Actors that other nodes may refer to: the attached system, and for each shared type of actor what it may be sent. Finds
 //! and hands over; decides nothing about peers.
 
-use std::{collections::HashMap, marker::PhantomData, sync::Arc};
+use std::{collections::HashMap, marker::PhantomData, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -12,8 +12,9 @@ use crate::{
     endpoint::Node,
     error::AttachError,
     refs,
-    registry::{Call, Failure, Outcome, encode_reply},
+    registry::{Failure, Outcome, encode_reply},
     remote::{Envelope, Remote, reader},
+    tells::{ActorTeller, Teller},
 };
 
 /// An actor that other nodes may refer to, once its type is [shared](crate::Transport::share).
@@ -40,34 +41,54 @@ impl<A: Actor> Protocol<A> {
     {
         let envelope = Envelope::of::<M>();
         self.messages.retain(|(known, _)| (known.name, known.version) != (envelope.name, envelope.version));
-        self.messages.push((envelope, hand_over::<A, M>));
+        self.messages.push((envelope, HandOver::of::<A, M>()));
         self
     }
 }
 
-/// Decodes a message and gives it to the actor.
-pub(crate) type HandOver = fn(Arc<Node>, AnyRef, Bytes, Call) -> BoxFuture<'static, Outcome>;
+/// How a message is decoded and given to an actor.
+#[derive(Clone, Copy)]
+pub(crate) struct HandOver {
+    pub(crate) ask: fn(Arc<Node>, AnyRef, Bytes, Duration) -> BoxFuture<'static, Outcome>,
+    pub(crate) teller: fn(AnyRef) -> Result<Box<dyn Teller>, Failure>,
+}
 
-fn hand_over<A, M>(node: Arc<Node>, target: AnyRef, body: Bytes, call: Call) -> BoxFuture<'static, Outcome>
+impl HandOver {
+    fn of<A, M>() -> Self
+    where
+        A: Handler<M>,
+        M: Remote + Message<Reply = <M as Remote>::Reply>,
+    {
+        Self { ask: ask::<A, M>, teller: teller::<A, M> }
+    }
+}
+
+fn ask<A, M>(node: Arc<Node>, target: AnyRef, body: Bytes, deadline: Duration) -> BoxFuture<'static, Outcome>
 where
     A: Handler<M>,
     M: Remote + Message<Reply = <M as Remote>::Reply>,
 {
     Box::pin(async move {
-        let message: M = refs::read(&node, &body).map_err(|e| Failure::BadMessage(e.to_string()))?;
+        let message: M = refs::read(&node, &body)?;
         // A node that waits for its own actor would keep itself from closing.
         drop(node);
         let actor = target.downcast::<A>().ok_or(Failure::NoProc)?;
-        match call {
-            Call::Ask { deadline } => match actor.ask_timeout(message, deadline).await {
-                Ok(reply) => encode_reply(&reply),
-                Err(phalanx_actors::AskError::NoReply) => Err(Failure::NoReply),
-                Err(phalanx_actors::AskError::Exited(exit)) => Err(Failure::Exited(exit)),
-                Err(error) => Err(Failure::from(error)),
-            },
-            Call::Tell => actor.send(message).await.map(|()| vec![]).map_err(|_| Failure::NoProc),
+        match actor.ask_timeout(message, deadline).await {
+            Ok(reply) => encode_reply(&reply),
+            Err(phalanx_actors::AskError::NoReply) => Err(Failure::NoReply),
+            Err(phalanx_actors::AskError::Exited(exit)) => Err(Failure::Exited(exit)),
+            Err(error) => Err(Failure::from(error)),
         }
     })
+}
+
+fn teller<A, M>(target: AnyRef) -> Result<Box<dyn Teller>, Failure>
+where
+    A: Handler<M>,
+    M: Remote + Message<Reply = <M as Remote>::Reply>,
+{
+    let actor = target.downcast::<A>().ok_or(Failure::NoProc)?;
+    Ok(Box::new(ActorTeller::<A, M>::new(actor)))
 }
 
 /// A type of actor.

@@ -4,6 +4,7 @@
 use std::{
     future::Future,
     io,
+    marker::PhantomData,
     net::SocketAddr,
     sync::{Arc, Weak},
     thread,
@@ -11,8 +12,9 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use phalanx_actors::{Handler, Message, Named, Ref, System, Trace};
+use phalanx_actors::{Actor, Handler, Message, Named, Ref, System, Trace};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, VarInt};
 use tokio::{
     runtime::{Handle, Runtime},
@@ -30,20 +32,22 @@ use crate::{
     event::{LossReason, NodeName, Peer, PeerEvent, PeerInfo},
     fault::{FaultTable, Faults},
     fault_socket::FaultSocket,
-    frame::{Kind, More, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, REFERENCES_SINCE, Tell, encode},
+    flow::Letter,
+    frame::{More, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, REFERENCES_SINCE, Tell, put_tell},
     hello::Me,
-    inbox::Lane,
-    link::{CloseCode, Link, tell_job},
+    inbox::{Batch, Lane},
+    link::{CloseCode, Link},
     monitor::{Monitor, Watcher},
     network::{ClosedSocket, DriverRuntime},
-    outbox::PushError,
+    outbox::Dialect,
     peer::Counters,
     random::Random,
-    refs::{self, LOOKUP_PATH, Lookup, RemoteAddress, RemoteNamed, RemoteRef},
-    registry::{Call, Failure, encode_reply},
+    refs::{self, LOOKUP_PATH, Lookup, Reader, RemoteAddress, RemoteNamed, RemoteRef},
+    registry::{Failure, Outcome, Serve, encode_reply},
     remote::{Envelope, Remote},
     shared::RemoteActor,
     stream::{RecvStream, SendStream},
+    tells::{ActorTeller, Rest, TellRoute, Teller},
     tls::{Tls, check_names},
 };
 
@@ -276,22 +280,8 @@ impl Transport {
         F: Fn(Peer, M) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<M::Reply, String>> + Send + 'static,
     {
-        let (f, node) = (Arc::new(f), Arc::downgrade(&self.node));
-        self.node.registry.serve(
-            path,
-            Envelope::of::<M>(),
-            Arc::new(move |peer, body, call| {
-                let (f, node) = (f.clone(), node.clone());
-                Box::pin(async move {
-                    let message = read_message(&node, &body)?;
-                    let reply = f(peer, message).await.map_err(Failure::Failed)?;
-                    match call {
-                        Call::Ask { .. } => encode_reply(&reply),
-                        Call::Tell => Ok(vec![]),
-                    }
-                })
-            }),
-        );
+        let served = Served { f, node: Arc::downgrade(&self.node), message: PhantomData::<fn(M)> };
+        self.node.registry.serve(path, Envelope::of::<M>(), Arc::new(served));
     }
 
     /// Lets peers (and this node) tell and ask `M` to a local actor at `path`, whichever incarnation of it runs. Tells wait
@@ -303,7 +293,7 @@ impl Transport {
         A: Handler<M>,
         M: Remote + Message<Reply = <M as Remote>::Reply>,
     {
-        let (living, node) = (actor.clone(), Arc::downgrade(&self.node));
+        let living = actor.clone();
         self.node.registry.set_life(
             path,
             Arc::new(move || {
@@ -311,26 +301,8 @@ impl Transport {
                 Some(Box::pin(async move { pid.exited().await }))
             }),
         );
-        self.node.registry.serve(
-            path,
-            Envelope::of::<M>(),
-            Arc::new(move |_, body, call| {
-                let (actor, node) = (actor.clone(), node.clone());
-                Box::pin(async move {
-                    let message: M = read_message(&node, &body)?;
-                    match call {
-                        Call::Ask { deadline } => {
-                            let reply = actor.ask_timeout(message, deadline).await.map_err(Failure::from)?;
-                            encode_reply(&reply)
-                        }
-                        Call::Tell => match actor.send(message).await {
-                            Ok(()) => Ok(vec![]),
-                            Err(_) => Err(Failure::NoProc),
-                        },
-                    }
-                })
-            }),
-        );
+        let exposed = Exposed { actor, node: Arc::downgrade(&self.node), message: PhantomData::<fn(M)> };
+        self.node.registry.serve(path, Envelope::of::<M>(), Arc::new(exposed));
     }
 
     /// Lets other nodes refer to the actors of this system, those whose type is [shared](Self::share): by
@@ -428,7 +400,7 @@ impl Transport {
         let (own, path) = (self.node.clone(), path.to_owned());
         async move {
             let reply = request.run(body?.into()).await?;
-            refs::read(&own, &reply).map_err(|e| AskError::BadReply { path, reason: e.to_string() })
+            refs::read_reply(&own, &path, &reply)
         }
     }
 
@@ -453,37 +425,47 @@ impl Transport {
         if !self.node.is_running() {
             return Err(SendError::Closed);
         }
-        let body = rmp_serde::to_vec(msg).map_err(|e| SendError::Unencodable(e.to_string()))?;
-        let message = Envelope::of::<M>();
-        let trace = Trace::current().map(|trace| trace.to_string());
-        let mut tell = Tell { path, name: message.name, version: message.version, body: &body, more: None };
-        let full = || SendError::Full { node: node.into() };
-        if self.is_own(node) {
-            encode(Kind::Tell, &tell, self.node.limits.frame_bytes)?;
-            tell.more = Some(More { version_min: message.version_min, pid: None, trace: trace.as_deref() });
-            let job = tell_job(&self.node, &self.node.own_peer(), None, &tell, body.clone().into());
+        refs::encoded(msg, |body| {
+            let trace = Trace::current().map(|trace| trace.to_string());
+            let letter = Letter { path, message: Envelope::of::<M>(), pid: None, trace: trace.as_deref(), body };
+            if self.is_own(node) {
+                return self.tell_own(lane, &letter);
+            }
+            let told = self.node.with_link(node, |link| {
+                match lane {
+                    Lane::Control => {
+                        let mut frame = vec![];
+                        put_tell(&mut frame, &letter, link.dialect())?;
+                        link.control.push(&frame).map_err(|error| refs::push_error(error, link))?;
+                    }
+                    Lane::Tells => {
+                        link.tells.tell(&letter, link.dialect()).map_err(|error| refs::tell_error(error, link))?;
+                    }
+                }
+                Counters::add(&link.counters.sent);
+                Ok(())
+            });
+            told.unwrap_or_else(|| Err(SendError::NoConnection { node: node.into() }))
+        })
+    }
+
+    fn tell_own(&self, lane: Lane, letter: &Letter<'_>) -> Result<(), SendError> {
+        let Letter { path, message, body, trace, .. } = *letter;
+        let dialect = Dialect { references: true, routes: false, frame_bytes: self.node.limits.frame_bytes };
+        // For the limit's sake alone: what is too large for a peer is too large here.
+        put_tell(&mut vec![], letter, dialect)?;
+        if self.node.teller(path, message.name, message.version, message.version_min, None).is_err() {
             // Not served is a message lost, as on a peer.
-            let Ok(job) = job else {
-                return Ok(());
-            };
-            let taken = self.node.own_inboxes.try_deliver(lane, path, body.len(), job);
-            return if taken { Ok(()) } else { Err(full()) };
+            return Ok(());
         }
-        let no_connection = || SendError::NoConnection { node: node.into() };
-        let slot = self.node.peer(node).ok_or_else(no_connection)?;
-        let link = slot.link().ok_or_else(no_connection)?;
-        tell.more = link.more(&message, None, trace.as_deref()).flatten();
-        let frame = encode(Kind::Tell, &tell, self.node.limits.frame_bytes)?;
-        let pushed = match lane {
-            Lane::Control => link.control.push(&frame),
-            Lane::Tells => link.tells.push_to(path, body.len(), &frame),
-        };
-        pushed.map_err(|error| match error {
-            PushError::Closed => no_connection(),
-            PushError::Full => full(),
-        })?;
-        Counters::add(&slot.counters.sent);
-        Ok(())
+        let more = Some(More { version_min: message.version_min, pid: None, trace });
+        let tell = Tell { path, name: message.name, version: message.version, body, more };
+        let mut batch = Batch::new(Arc::new(TellRoute::of_tell(&self.node, &self.node.own_peer(), None, &tell)));
+        batch.push(trace, body);
+        match self.node.own_inboxes.try_deliver(lane, batch) {
+            true => Ok(()),
+            false => Err(SendError::Full { node: self.node.me.node.to_string() }),
+        }
     }
 
     /// Opens a stream to `path` on `node`, with a first header of bytes. Resolves once the other side serves it.
@@ -576,14 +558,7 @@ impl Transport {
 
     /// Closes in order: takes nothing new, writes out what was told, tells the peers, and frees the address.
     pub async fn close(&self) {
-        let first = self.node.phase.send_if_modified(|phase| {
-            let first = *phase == Phase::Running;
-            if first {
-                *phase = Phase::Closing;
-            }
-            first
-        });
-        if first {
+        if self.node.enter(Phase::Closing) {
             let within = Duration::from_millis(self.node.timings.close_flush_ms);
             let links: Vec<Arc<Link>> = self.node.peers().iter().filter_map(|s| s.link()).collect();
             for link in &links {
@@ -614,7 +589,7 @@ impl Transport {
     /// afterwards waits until the address is free.
     pub fn abort(&self) {
         self.node.faults.die();
-        self.node.phase.send_replace(Phase::Dead);
+        self.node.enter(Phase::Dead);
         close_links(&self.node, CloseCode::Closing, "");
         self.running.stop.send_replace(true);
     }
@@ -624,16 +599,79 @@ impl Transport {
     }
 }
 
+/// A function that handles messages.
+struct Served<M, F> {
+    f: F,
+    node: Weak<Node>,
+    message: PhantomData<fn(M)>,
+}
+
+impl<M, F, Fut> Serve for Served<M, F>
+where
+    M: Remote,
+    F: Fn(Peer, M) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<M::Reply, String>> + Send + 'static,
+{
+    fn ask(&self, peer: Peer, body: Bytes, _: Duration) -> BoxFuture<'static, Outcome> {
+        let handling = read_message(&self.node, &body).map(|message| (self.f)(peer, message));
+        Box::pin(async move { encode_reply(&handling?.await.map_err(Failure::Failed)?) })
+    }
+
+    fn teller(self: Arc<Self>) -> Result<Box<dyn Teller>, Failure> {
+        Ok(Box::new(ServedTeller(self)))
+    }
+}
+
+struct ServedTeller<M, F>(Arc<Served<M, F>>);
+
+impl<M, F, Fut> Teller for ServedTeller<M, F>
+where
+    M: Remote,
+    F: Fn(Peer, M) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<M::Reply, String>> + Send + 'static,
+{
+    fn tell(&mut self, reader: &mut Reader, peer: &Peer, body: &[u8]) -> Result<Option<Rest>, Failure> {
+        let handling = (self.0.f)(peer.clone(), reader.read(body)?);
+        Ok(Some(Box::pin(async move { handling.await.map(drop).map_err(Failure::Failed) })))
+    }
+}
+
+/// An actor that handles messages.
+struct Exposed<A: Actor, M> {
+    actor: Named<A>,
+    node: Weak<Node>,
+    message: PhantomData<fn(M)>,
+}
+
+impl<A, M> Serve for Exposed<A, M>
+where
+    A: Handler<M>,
+    M: Remote + Message<Reply = <M as Remote>::Reply>,
+{
+    fn ask(&self, _: Peer, body: Bytes, deadline: Duration) -> BoxFuture<'static, Outcome> {
+        let message = read_message::<M>(&self.node, &body);
+        let actor = self.actor.clone();
+        Box::pin(async move {
+            let reply = actor.ask_timeout(message?, deadline).await.map_err(Failure::from)?;
+            encode_reply(&reply)
+        })
+    }
+
+    fn teller(self: Arc<Self>) -> Result<Box<dyn Teller>, Failure> {
+        let actor = self.actor.resolve().ok_or(Failure::NoProc)?;
+        Ok(Box::new(ActorTeller::<A, M>::new(actor)))
+    }
+}
+
 fn read_message<M: Remote>(node: &Weak<Node>, body: &[u8]) -> Result<M, Failure> {
     // Without a node there is nobody left to answer.
     let node = node.upgrade().ok_or(Failure::NoProc)?;
-    refs::read(&node, body).map_err(|e| Failure::BadMessage(e.to_string()))
+    refs::read(&node, body)
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        if self.node.is_running() {
-            self.node.phase.send_replace(Phase::Closing);
+        if self.node.enter(Phase::Closing) {
             close_links(&self.node, CloseCode::Closing, "the node is closing");
         }
         self.stop.send_replace(true);

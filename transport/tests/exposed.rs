@@ -124,3 +124,27 @@ async fn an_exposed_path_without_an_actor_is_no_proc() {
     close(&[&a, &b]).await;
     system.shutdown().await;
 }
+
+#[tokio::test]
+async fn tells_on_a_route_that_is_known_reach_the_next_incarnation() {
+    let (_ca, a, b) = pair().await;
+    let (system, _top) = exposed(&b).await;
+    let told = async |n: u64, sum: u64| {
+        for _ in 0..n {
+            a.tell("b", PATH, &Add(1)).expect("room");
+        }
+        within(async {
+            while add(&a, "b", 0).await != Ok(sum) {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    };
+    told(100, 100).await;
+    assert!(within(a.ask("b", PATH, &Crash, PATIENCE)).await.is_err());
+    // It begins anew.
+    told(0, 0).await;
+    told(50, 50).await;
+    close(&[&a, &b]).await;
+    system.shutdown().await;
+}

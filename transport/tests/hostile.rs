@@ -16,7 +16,7 @@ async fn a_hello_that_is_none_is_refused() {
         (&frame(1, b"\xc1\xc1\xc1"), "Hello frame cannot be read"),
         (&frame(6, &[]), "does not belong here"),
         (&[0, 0, 0, 2, 77, 1], "frame of version 77"),
-        (&hello(7, 9, CLUSTER, "evil"), "speaks protocol versions 7 to 9, this node 1 to 2"),
+        (&hello(7, 9, CLUSTER, "evil"), "speaks protocol versions 7 to 9, this node 1 to 3"),
         (&hello(1, 1, "other", "evil"), "belongs to cluster other, this is test"),
         (&hello(1, 1, CLUSTER, "b"), "calls itself b, expected evil"),
     ] {
@@ -61,6 +61,8 @@ async fn garbage_on_any_lane_closes_that_connection_with_a_reason() {
     let truncated = &frame(6, &[0; 100])[..50];
     let bad_tell = frame(6, b"\x94garbage");
     let second_hello = hello(1, 1, CLUSTER, "evil");
+    let skipped_route = route(1, "echo");
+    let on_tells = |lane: &Lane, reason| if matches!(lane, Lane::Tells) { reason } else { "not belong" };
     for lane in [Lane::Control, Lane::Tells, Lane::Request] {
         for (bytes, reason) in [
             (&FOUR_GIGABYTES[..], "frame of 4294967295 bytes announced, the limit is 4194304"),
@@ -70,6 +72,10 @@ async fn garbage_on_any_lane_closes_that_connection_with_a_reason() {
             (truncated, if matches!(lane, Lane::Request) { "not belong" } else { "ended inside a frame" }),
             (&bad_tell, if matches!(lane, Lane::Request) { "not belong" } else { "cannot be read" }),
             (&second_hello, "does not belong here"),
+            (&frame(13, &[0, 0, 0, 7]), on_tells(&lane, "route 7 is not one that was announced")),
+            (&frame(13, &[0, 0]), on_tells(&lane, "too short")),
+            (&frame(14, &[0; 30]), on_tells(&lane, "too short")),
+            (&skipped_route, on_tells(&lane, "route 1 is not one that was announced, or announced out of turn")),
             (&frame(7, b"\x95"), if matches!(lane, Lane::Request) { "cannot be read" } else { "not belong" }),
         ] {
             let mut events = node.events();

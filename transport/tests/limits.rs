@@ -476,6 +476,43 @@ async fn a_flood_of_tells_to_a_stuck_path_is_dropped_and_starves_nobody() {
 }
 
 #[tokio::test]
+async fn tells_by_numbers_go_where_the_numbers_say_and_no_more_are_kept_than_the_limit() {
+    let (ca, node, decent) = scene().await;
+    let (evil, _control, _recv) = Evil::welcomed(&ca, &node).await;
+    let (told, mut said) = tokio::sync::mpsc::unbounded_channel();
+    node.serve::<Echo, _, _>("said", move |_, Echo(text)| {
+        let told = told.clone();
+        async move { told.send(text).map(|()| String::new()).map_err(|e| e.to_string()) }
+    });
+    let mut lane = evil.conn.open_uni().await.expect("the first");
+    for number in 0..8_192 {
+        let path = if number % 2 == 0 { "said" } else { "nowhere" };
+        within(lane.write_all(&route(number, path))).await.expect("open");
+    }
+    for number in [8_190, 8_191, 0] {
+        within(lane.write_all(&routed(number, &Echo(number.to_string())))).await.expect("open");
+    }
+    assert_eq!([within(said.recv()).await, within(said.recv()).await], [Some("8190".into()), Some("0".into())]);
+    until(|| of_evil(&node).dropped_messages == 1).await;
+    within(lane.write_all(&route(8_192, "said"))).await.expect("open");
+    let told = evil.thrown_out().await;
+    assert!(told.contains("route 8192") && told.contains("one too many"), "{told}");
+    serves(&ca, &node, &decent).await;
+    // The same for their texts.
+    let (evil, _control, _recv) = Evil::welcomed(&ca, &node).await;
+    let mut lane = evil.conn.open_uni().await.expect("the first");
+    let long = "p".repeat(100_000);
+    for number in 0..11 {
+        // The last ones may come after the end.
+        let _ = within(lane.write_all(&route(number, &long))).await;
+    }
+    let told = evil.thrown_out().await;
+    assert!(told.contains("route 10 is not"), "{told}");
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
 async fn a_flood_of_datagrams_costs_datagrams() {
     let (ca, node, decent) = scene().await;
     let (evil, _send, _recv) = Evil::welcomed(&ca, &node).await;

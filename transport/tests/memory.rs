@@ -54,7 +54,7 @@ async fn one_peer_cannot_make_a_node_hold_more_than_its_limits_add_up_to() {
         ..Limits::default()
     };
     let most = limits.peer_bytes_max();
-    assert!(most < 45 * MIB, "{most}");
+    assert!(most < 48 * MIB, "{most}");
     let (ca, node, decent) = scene_with(|config| {
         config.limits = limits.clone();
         config.timings = Timings { inbox_wait_ms: 1, idle_timeout_ms: 600_000, ..config.timings.clone() };

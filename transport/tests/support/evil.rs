@@ -177,6 +177,16 @@ pub fn tell<M: Remote>(path: &str, msg: &M) -> Vec<u8> {
     packed(6, &(path, M::NAME, M::VERSION, Bytes::new(&body)))
 }
 
+/// A number for a route to this path.
+pub fn route(number: u32, path: &str) -> Vec<u8> {
+    packed(12, &(number, path, Echo::NAME, Echo::VERSION, Echo::VERSION, None::<u64>))
+}
+
+/// A message by the number of its route.
+pub fn routed<M: Remote>(number: u32, msg: &M) -> Vec<u8> {
+    frame(13, &[&number.to_be_bytes()[..], &rmp_serde::to_vec(msg).expect("encodes")].concat())
+}
+
 pub fn ask<M: Remote>(path: &str, msg: &M) -> Vec<u8> {
     let body = rmp_serde::to_vec(msg).expect("encodes");
     let deadline_ms = 600_000u64;
