@@ -11,6 +11,7 @@ use tokio::{
 };
 
 use crate::{
+    driven::sending_at_once,
     endpoint::{Node, Phase, guarded},
     error::{AskError, SendError},
     frame::{Ask, EncodeError, Kind, More, Open, encode, status},
@@ -123,13 +124,19 @@ impl Request {
             let more = link.more(&self.message, self.pid(), trace.as_deref());
             let more = more.ok_or_else(|| AskError::Unsupported { node: self.node.clone() })?;
             let frame = encode(Kind::Ask, &self.frame(body, more), limits.frame_bytes)?;
-            let (send, mut recv) = link.conn.open_bi().await.map_err(|_| self.no_connection())?;
-            let _ = send.set_priority(MESSAGE_PRIORITY);
-            let mut send = Resetting::new(send);
-            self.count_sent();
-            if send.write(frame.into()).await.is_ok() {
-                send.finish();
-            }
+            let writing = async {
+                let (send, recv) = link.conn.open_bi().await.map_err(|_| self.no_connection())?;
+                let _ = send.set_priority(MESSAGE_PRIORITY);
+                let mut send = Resetting::new(send);
+                Counters::add(&link.counters.sent);
+                if send.write(frame.into()).await.is_ok() {
+                    send.finish();
+                }
+                Ok::<_, AskError>((send, recv))
+            };
+            // One of many goes with the next packets of the transport's thread.
+            let alone = link.asks.available_permits() + 1 == limits.asks_in_flight as usize;
+            let (_send, mut recv) = if alone { sending_at_once(writing).await? } else { writing.await? };
             self.reply(link, &mut recv).await
         };
         timeout_at(self.deadline, asking).await.unwrap_or_else(|_| Err(self.timed_out()))
@@ -165,7 +172,7 @@ impl Request {
             let permit = link.streams.clone().acquire_owned().await.map_err(|_| self.no_connection())?;
             let (send, mut recv) = link.conn.open_bi().await.map_err(|_| self.no_connection())?;
             let mut send = Resetting::new(send);
-            self.count_sent();
+            Counters::add(&link.counters.sent);
             send.write(frame.into()).await.map_err(|_| self.no_connection())?;
             let (status, reply) = self.reply(&link, &mut recv).await?;
             self.outcome(status, reply)?;
@@ -186,6 +193,9 @@ impl Request {
                 Some((incarnation, _)) if incarnation > link.peer.incarnation => Err(self.no_connection()),
                 _ => Ok(link),
             };
+        }
+        if let Some(link) = node.peer(&self.node).and_then(|slot| slot.link()) {
+            return Ok(link);
         }
         let mut known = node.peers_known.subscribe();
         let mut phase = node.phase.subscribe();
@@ -227,9 +237,7 @@ impl Request {
             }
             ReadFrameError::Gone => self.no_connection(),
         })?;
-        if let Some(slot) = self.own.peer(&self.node) {
-            Counters::add(&slot.counters.received);
-        }
+        Counters::add(&link.counters.received);
         Ok(reply)
     }
 
@@ -264,12 +272,6 @@ impl Request {
         let remaining = self.deadline.saturating_duration_since(Instant::now());
         // Rounded up: the asker's own clock ends the ask, the other side's only frees what is left of it.
         u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX).saturating_add(1)
-    }
-
-    fn count_sent(&self) {
-        if let Some(slot) = self.own.peer(&self.node) {
-            Counters::add(&slot.counters.sent);
-        }
     }
 
     fn no_connection(&self) -> AskError {

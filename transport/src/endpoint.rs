@@ -255,8 +255,7 @@ impl Node {
                     Taker::Served(handler) => handler.ask(peer, body, deadline),
                     Taker::Actor(hand_over, actor) => (hand_over.ask)(self.clone(), actor, body, deadline),
                 });
-                let handling = traced(ask.more.and_then(|more| more.trace), handling);
-                timeout(deadline, handling).await.unwrap_or(Err(Failure::Timeout))
+                traced(ask.more.and_then(|more| more.trace), handling).await
             }
             Err(failure) => Err(failure),
         };

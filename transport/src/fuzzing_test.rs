@@ -162,7 +162,13 @@ fn the_seeds_are_what_this_build_sends() {
         hello.clone(),
         welcome.clone(),
         frame(Kind::Signal, encode(Kind::Signal, &signal, LIMIT)),
-        frame(Kind::Route, routed(&|out| Ok(put_route(out, 3, &letter)))),
+        frame(
+            Kind::Route,
+            routed(&|out| {
+                put_route(out, 3, &letter);
+                Ok(())
+            }),
+        ),
         frame(Kind::Routed, routed(&|out| put_routed(out, 3, &letter, LIMIT))),
         frame(Kind::RoutedTraced, routed(&|out| put_routed(out, 3, &Letter { trace: Some(trace), ..letter }, LIMIT))),
     ];

@@ -25,6 +25,7 @@ mod backoff;
 mod config;
 mod credentials;
 mod decode;
+mod driven;
 mod endpoint;
 mod error;
 mod event;

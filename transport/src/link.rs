@@ -3,14 +3,16 @@
 
 use std::{
     collections::HashMap,
+    future::Future,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
+use futures::FutureExt;
 use parking_lot::Mutex;
 use phalanx_actors::Exit;
 use quinn::{Connection, ConnectionError, ReadError, VarInt};
@@ -21,6 +23,7 @@ use tokio::{
 
 use crate::{
     config::Limits,
+    driven::sending_at_once,
     endpoint::{Node, presented},
     event::{LossReason, Peer},
     flow::{FLOW_PATH, ROUTES_BYTES_MAX, ROUTES_MAX, Signal, Taken, Window},
@@ -92,6 +95,8 @@ pub(crate) struct Link {
     pub(crate) streams: Arc<Semaphore>,
     /// One permit from each lane's writer when all that it was given has been acknowledged.
     pub(crate) written: Semaphore,
+    /// Asks of the peer that are being handled.
+    handling: AtomicUsize,
     ask_budget: Arc<Semaphore>,
     /// Bytes of replies to the peer.
     reply_budget: Arc<Semaphore>,
@@ -145,6 +150,7 @@ impl Link {
             asks: Semaphore::new(limits.asks_in_flight as usize),
             streams: Arc::new(Semaphore::new(limits.streams_open as usize)),
             written: Semaphore::new(0),
+            handling: AtomicUsize::new(0),
             ask_budget: budget(limits.ask_bytes),
             reply_budget: budget(limits.reply_bytes),
             answer_budget: budget(limits.reply_bytes),
@@ -567,17 +573,33 @@ fn take_monitor(c: &Context, monitor: &MonitorPath<'_>) -> Result<(), FrameError
 async fn accept_streams(c: Context) {
     while let Ok((send, recv)) = c.link.conn.accept_bi().await {
         // Bounded by the stream limit that QUIC keeps for us.
-        c.node.handlers.spawn(serve_stream(c.clone(), send, recv));
+        let mut request = Box::pin(read_request(c.clone(), recv));
+        // Mostly it came with the packet that opened the stream, and need not be read by another thread.
+        match (&mut request).now_or_never() {
+            Some(request) => drop(c.node.handlers.spawn(serve_stream(c.clone(), send, request))),
+            None => drop(c.node.handlers.spawn(read_and_serve(c.clone(), send, request))),
+        }
     }
 }
 
-async fn serve_stream(c: Context, send: quinn::SendStream, mut recv: quinn::RecvStream) {
-    let request =
-        tokio::time::timeout(Duration::from_millis(c.node.timings.request_read_ms), read_request(&c, &mut recv));
+type Request = (Frame, Option<tokio::sync::OwnedSemaphorePermit>, quinn::RecvStream);
+
+async fn read_and_serve(
+    c: Context,
+    send: quinn::SendStream,
+    request: impl Future<Output = Result<Request, ReadFrameError>>,
+) {
+    let within = Duration::from_millis(c.node.timings.request_read_ms);
+    // Too slow is as good as gone.
+    let request = tokio::time::timeout(within, request).await.unwrap_or(Err(ReadFrameError::Gone));
+    serve_stream(c, send, request).await;
+}
+
+async fn serve_stream(c: Context, send: quinn::SendStream, request: Result<Request, ReadFrameError>) {
     let send = Resetting::new(send);
-    match request.await {
-        Ok(Ok(_)) if c.link.is_cast_out() => drop(send),
-        Ok(Ok((frame, budget))) => {
+    match request {
+        Ok(_) if c.link.is_cast_out() => drop(send),
+        Ok((frame, budget, recv)) => {
             let served = match frame.kind {
                 Kind::Ask => serve_ask(&c, &frame, send).await,
                 _ => serve_open(&c, &frame, send, recv).await,
@@ -587,25 +609,22 @@ async fn serve_stream(c: Context, send: quinn::SendStream, mut recv: quinn::Recv
                 c.link.violation(&error);
             }
         }
-        Ok(Err(ReadFrameError::Frame(error))) => c.link.violation(&error),
+        Err(ReadFrameError::Frame(error)) => c.link.violation(&error),
         // The asker gave up, was too slow, or the connection is lost.
-        Ok(Err(ReadFrameError::Gone)) | Err(_) => drop(send),
+        Err(ReadFrameError::Gone) => drop(send),
     }
 }
 
-async fn read_request(
-    c: &Context,
-    recv: &mut quinn::RecvStream,
-) -> Result<(Frame, Option<tokio::sync::OwnedSemaphorePermit>), ReadFrameError> {
-    let header = read_header(recv, c.node.limits.frame_bytes).await?;
+async fn read_request(c: Context, mut recv: quinn::RecvStream) -> Result<Request, ReadFrameError> {
+    let header = read_header(&mut recv, c.node.limits.frame_bytes).await?;
     if !matches!(header.kind, Kind::Ask | Kind::Open) {
         return Err(FrameError::Unexpected(header.kind).into());
     }
     let units = units(header.payload_bytes, c.node.limits.ask_bytes);
     let budget = c.link.ask_budget.clone().acquire_many_owned(units).await;
-    let payload = read_payload(recv, header.payload_bytes).await?;
+    let payload = read_payload(&mut recv, header.payload_bytes).await?;
     let frame = Frame { kind: header.kind, payload };
-    Ok((frame, budget.ok()))
+    Ok((frame, budget.ok(), recv))
 }
 
 /// What so many bytes take of a budget; never more than all of it.
@@ -616,7 +635,8 @@ fn units(bytes: usize, budget_bytes: usize) -> u32 {
 
 async fn serve_ask(c: &Context, frame: &Frame, mut send: Resetting) -> Result<(), FrameError> {
     let ask: Ask<'_> = frame.read()?;
-    Counters::add(&c.slot.counters.received);
+    Counters::add(&c.link.counters.received);
+    let handling = Handling::new(&c.link.handling);
     let Some(stream) = send.release() else {
         return Ok(());
     };
@@ -643,11 +663,39 @@ async fn serve_ask(c: &Context, frame: &Frame, mut send: Resetting) -> Result<()
         }
     };
     drop(body);
-    Counters::add(&c.slot.counters.sent);
-    if send.write(reply).await.is_ok() {
-        send.finish();
+    Counters::add(&c.link.counters.sent);
+    let writing = async {
+        if send.write(reply).await.is_ok() {
+            send.finish();
+        }
+    };
+    // One of many goes with the next packets of the transport's thread.
+    if handling.is_alone() {
+        sending_at_once(writing).await
+    } else {
+        writing.await
     }
     Ok(())
+}
+
+/// An ask of the peer that is being handled.
+struct Handling<'a>(&'a AtomicUsize);
+
+impl<'a> Handling<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+
+    fn is_alone(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 1
+    }
+}
+
+impl Drop for Handling<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 async fn serve_open(
@@ -657,7 +705,7 @@ async fn serve_open(
     recv: quinn::RecvStream,
 ) -> Result<(), FrameError> {
     let open: Open<'_> = frame.read()?;
-    Counters::add(&c.slot.counters.received);
+    Counters::add(&c.link.counters.received);
     let Some(handler) = c.node.registry.stream(open.path) else {
         let reply = c.node.encode_reply(status::NO_PROC, &[]);
         if send.write(reply).await.is_ok() {
@@ -695,9 +743,9 @@ async fn read_datagrams(c: Context) {
         if c.link.is_cast_out() {
             return;
         }
-        Counters::add(&c.slot.counters.received);
+        Counters::add(&c.link.counters.received);
         if !c.node.take_datagram(&c.link.peer, datagram) {
-            Counters::add(&c.slot.counters.dropped);
+            Counters::add(&c.link.counters.dropped);
         }
     }
 }

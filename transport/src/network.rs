@@ -16,6 +16,8 @@ use quinn::{
 };
 use tokio::runtime::Handle;
 
+use crate::driven::Driven;
+
 /// Makes the socket that a transport sends and receives packets on.
 pub trait Network: std::fmt::Debug + Send + Sync + 'static {
     /// Binds `addr`; called once, inside the runtime that the transport runs on.
@@ -34,20 +36,28 @@ impl Network for UdpNetwork {
 
 /// Timers and tasks of QUIC on one given runtime, whichever thread asks for them.
 #[derive(Debug)]
-pub(crate) struct DriverRuntime(pub(crate) Handle);
+pub(crate) struct DriverRuntime {
+    pub(crate) handle: Handle,
+    /// Whether other threads may poll its tasks; not in a simulation, where all that a node does belongs to its runtime.
+    pub(crate) shared: bool,
+}
 
 impl Runtime for DriverRuntime {
     fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
-        let _entered = self.0.enter();
+        let _entered = self.handle.enter();
         Box::pin(tokio::time::sleep_until(at.into()))
     }
 
     fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        self.0.spawn(future);
+        if self.shared {
+            Driven::spawn(&self.handle, future);
+        } else {
+            self.handle.spawn(future);
+        }
     }
 
     fn wrap_udp_socket(&self, socket: std::net::UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        let _entered = self.0.enter();
+        let _entered = self.handle.enter();
         TokioRuntime.wrap_udp_socket(socket)
     }
 

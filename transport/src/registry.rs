@@ -56,6 +56,7 @@ pub(crate) fn encode_reply(reply: &impl Serialize) -> Outcome {
 
 /// Handles one type of message at one path.
 pub(crate) trait Serve: Send + Sync {
+    /// Ends within `deadline`.
     fn ask(&self, peer: Peer, body: Bytes, deadline: Duration) -> BoxFuture<'static, Outcome>;
     /// Takes tells.
     fn teller(self: Arc<Self>) -> Result<Box<dyn Teller>, Failure>;

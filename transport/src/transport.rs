@@ -125,7 +125,7 @@ impl Transport {
                 quic_endpoint,
                 Some(server_config(&tls, &quic, &config.limits)),
                 socket,
-                Arc::new(DriverRuntime(driver.clone())),
+                Arc::new(DriverRuntime { handle: driver.clone(), shared: own_runtime.is_some() }),
             )
             .map_err(bind_error)?;
             (endpoint, local_addr)
@@ -612,9 +612,12 @@ where
     F: Fn(Peer, M) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<M::Reply, String>> + Send + 'static,
 {
-    fn ask(&self, peer: Peer, body: Bytes, _: Duration) -> BoxFuture<'static, Outcome> {
+    fn ask(&self, peer: Peer, body: Bytes, deadline: Duration) -> BoxFuture<'static, Outcome> {
         let handling = read_message(&self.node, &body).map(|message| (self.f)(peer, message));
-        Box::pin(async move { encode_reply(&handling?.await.map_err(Failure::Failed)?) })
+        Box::pin(async move {
+            let handled = timeout(deadline, handling?).await.map_err(|_| Failure::Timeout)?;
+            encode_reply(&handled.map_err(Failure::Failed)?)
+        })
     }
 
     fn teller(self: Arc<Self>) -> Result<Box<dyn Teller>, Failure> {
