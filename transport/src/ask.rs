@@ -14,7 +14,7 @@ use crate::{
     driven::sending_at_once,
     endpoint::{Node, Phase, guarded},
     error::{AskError, SendError},
-    frame::{Ask, EncodeError, Kind, More, Open, encode, status},
+    frame::{Ask, EncodeError, Kind, More, Open, check_sent, encode, status},
     link::{BODY_PRIORITY, Link, MESSAGE_PRIORITY, ReadFrameError, read_reply},
     peer::Counters,
     remote::Envelope,
@@ -85,7 +85,8 @@ impl Request {
     /// The way of a peer's ask, without the network.
     async fn ask_own(&self, body: Bytes) -> Result<(u8, Bytes), AskError> {
         let node = self.own.clone();
-        // For the limit's sake alone: what is too large for a peer is too large here.
+        // For the limits' sake alone: what is too large for a peer is too large here.
+        check_sent(&self.path, self.message.name)?;
         encode(Kind::Ask, &self.frame(&body, None), node.limits.frame_bytes)?;
         let (version_min, pid) = (self.message.version_min, self.pid());
         let trace = self.trace.map(|trace| trace.to_string());
@@ -123,6 +124,7 @@ impl Request {
             let trace = self.trace.map(|trace| trace.to_string());
             let more = link.more(&self.message, self.pid(), trace.as_deref());
             let more = more.ok_or_else(|| AskError::Unsupported { node: self.node.clone() })?;
+            check_sent(&self.path, self.message.name)?;
             let frame = encode(Kind::Ask, &self.frame(body, more), limits.frame_bytes)?;
             let writing = async {
                 let (send, recv) = link.conn.open_bi().await.map_err(|_| self.no_connection())?;
@@ -148,6 +150,7 @@ impl Request {
         if !node.is_running() {
             return Err(AskError::Closed);
         }
+        check_sent(&self.path, "")?;
         let open = Open { path: &self.path, header: &header };
         let frame = encode(Kind::Open, &open, node.limits.frame_bytes)?;
         if self.is_own() {

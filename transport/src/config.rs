@@ -12,7 +12,7 @@ use tokio::runtime::Handle;
 use crate::{
     credentials::Revoked,
     event::NodeName,
-    flow::{ROUTE_BYTES, ROUTES_BYTES_MAX, ROUTES_MAX},
+    flow::{ROUTE_BYTES, ROUTES_BYTES_MAX, ROUTES_MAX, TAKEN_BYTES_MAX},
     frame::{MAX_FRAME_BYTES, PROTOCOL_VERSION},
     network::{Network, UdpNetwork},
     outbox::URGENT_FACTOR,
@@ -193,10 +193,10 @@ impl Limits {
     pub fn peer_bytes_max(&self) -> usize {
         // What it sent and we do not read, what we sent and it does not acknowledge.
         let windows = self.unread_bytes().saturating_add(self.unacknowledged_bytes());
-        let lanes = 2 * self.frame_bytes + self.outbox_bytes * (1 + URGENT_FACTOR);
+        let lanes = 2 * self.frame_bytes + self.outbox_bytes * (3 + URGENT_FACTOR);
         let streams = self.bidi_streams() as usize * STREAM_BYTES;
         let monitors = self.monitors * MONITOR_BYTES;
-        let routes = ROUTES_MAX * ROUTE_BYTES + ROUTES_BYTES_MAX;
+        let routes = ROUTES_MAX * ROUTE_BYTES + ROUTES_BYTES_MAX + TAKEN_BYTES_MAX;
         [
             windows,
             self.ask_bytes,

@@ -32,7 +32,7 @@ use crate::{
     credentials::Credentials,
     event::{LossReason, NodeName, Peer, PeerEvent, Refusal},
     fault::FaultTable,
-    frame::{Ask, FRAME_VERSION, Frame, FrameError, Kind, MAX_HELLO_BYTES, Reply, encode, status},
+    frame::{Ask, FRAME_VERSION, Frame, FrameError, Kind, MAX_HELLO_BYTES, Reply, Tell, encode, status},
     handshakes::{Admission, Handshakes, Place},
     hello::{Hello, Me, Origin, Verdict, Welcome},
     inbox::{Bounds, Inboxes},
@@ -227,6 +227,13 @@ impl Node {
         }
         let (hand_over, actor) = self.shared.taker(path, pid, message)?;
         Ok(Taker::Actor(hand_over, actor))
+    }
+
+    /// Whether anybody takes a tell.
+    pub(crate) fn serves(&self, tell: &Tell<'_>) -> bool {
+        let version_min = tell.more.map_or(tell.version, |more| more.version_min);
+        let message = Envelope { name: tell.name, version: tell.version, version_min };
+        self.taker(tell.path, &message, tell.more.and_then(|more| more.pid)).is_ok()
     }
 
     /// Who takes tells to a path.

@@ -18,7 +18,10 @@ use std::collections::{HashMap, VecDeque};
 use bytes::BytesMut;
 use serde::{Deserialize, Serialize};
 
-use crate::{frame::ROUTE_HEAD_BYTES, remote::Envelope};
+use crate::{
+    frame::{NAME_BYTES_MAX, ROUTE_HEAD_BYTES},
+    remote::Envelope,
+};
 
 /// Where windows and credits go.
 pub(crate) const FLOW_PATH: &str = "\0flow";
@@ -26,8 +29,14 @@ pub(crate) const FLOW_PATH: &str = "\0flow";
 /// Routes to one path that are remembered, the oldest goes: several types of message, several incarnations of an actor.
 const ROUTES_OF_PATH_MAX: usize = 16;
 
-/// Paths counted on one link; tells to further ones go without credit.
+/// Paths counted on one link by who tells; tells to further ones go without credit.
 const PATHS_MAX: usize = 65_536;
+
+/// Paths counted on one link by who is told; credit for further ones is given at once, message by message.
+const TAKEN_PATHS_MAX: usize = 4_096;
+
+/// What a path costs who is told on it, in bytes.
+pub(crate) const TAKEN_BYTES_MAX: usize = TAKEN_PATHS_MAX * (NAME_BYTES_MAX + 128);
 
 /// Routes numbered on one link, and the bytes of their texts; what is told on further ones names its path each time. A peer that
 /// numbers more breaks the protocol.
@@ -219,6 +228,11 @@ impl Flows {
         held.sizes.push_back((frame.len(), body_bytes as u64));
     }
 
+    /// Messages and bytes held for one path.
+    pub(crate) fn held_for(&self, path: &str) -> (usize, usize) {
+        self.paths.get(path).map_or((0, 0), |flow| (flow.held.sizes.len(), flow.held.frames.len()))
+    }
+
     /// Messages and bytes held.
     pub(crate) fn held(&self) -> (usize, usize) {
         (self.held_messages, self.held_bytes)
@@ -289,7 +303,7 @@ impl Taken {
         let (messages, body_bytes) = (u32::try_from(messages).unwrap_or(u32::MAX), body_bytes as u64);
         let Some(taken) = self.paths.get_mut(path) else {
             let whole = messages >= self.quarter.messages || body_bytes >= self.quarter.bytes;
-            if whole || self.paths.len() >= PATHS_MAX {
+            if whole || self.paths.len() >= TAKEN_PATHS_MAX {
                 return Some((messages, body_bytes));
             }
             self.paths.insert(path.into(), (messages, body_bytes));

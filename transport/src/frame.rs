@@ -37,6 +37,9 @@ pub const MAX_FRAME_BYTES: usize = 4 << 20;
 /// A hello is small; before it nobody is trusted with more.
 pub(crate) const MAX_HELLO_BYTES: usize = 4 << 10;
 
+/// Longest path, and longest name of a message, in bytes: what a peer may have us keep beside bodies, which are counted.
+pub(crate) const NAME_BYTES_MAX: usize = 512;
+
 /// A payload up to this is copied out of the receive buffer; a larger one is gathered in memory of its own.
 const LARGE_FRAME_BYTES: usize = 32 << 10;
 
@@ -247,10 +250,20 @@ pub(crate) enum FrameError {
     Payload { kind: Kind, reason: String },
     #[error("the certificate shown on the open connection is not to be believed: {0}")]
     Identity(String),
+    #[error("path or message name of {0} bytes, the limit is {NAME_BYTES_MAX}")]
+    NameTooLong(usize),
     #[error("route {0} is not one that was announced, or announced out of turn, or one too many")]
     Route(u32),
     #[error("stream ended inside a frame")]
     Truncated,
+}
+
+/// Refuses paths and names that are too long.
+pub(crate) fn check_names<const N: usize>(names: [&str; N]) -> Result<(), FrameError> {
+    match names.into_iter().map(str::len).max() {
+        Some(longest) if longest > NAME_BYTES_MAX => Err(FrameError::NameTooLong(longest)),
+        _ => Ok(()),
+    }
 }
 
 /// Why a message was not made into a frame.
@@ -326,9 +339,19 @@ fn put<T: Serialize>(out: &mut Vec<u8>, kind: Kind, payload: &T, limit: usize) -
     sized.map(drop)
 }
 
+/// Refuses what a peer would refuse.
+pub(crate) fn check_sent(path: &str, name: &str) -> Result<(), EncodeError> {
+    let bytes = path.len().max(name.len());
+    if bytes > NAME_BYTES_MAX {
+        return Err(EncodeError::TooLarge { bytes, limit: NAME_BYTES_MAX });
+    }
+    Ok(())
+}
+
 /// Appends a message with its route in full.
 pub(crate) fn put_tell(out: &mut Vec<u8>, letter: &Letter<'_>, dialect: Dialect) -> Result<(), EncodeError> {
     let Letter { path, message, pid, trace, body } = *letter;
+    check_sent(path, message.name)?;
     let says_something = pid.is_some() || trace.is_some() || message.version_min != message.version;
     let more = (dialect.references && says_something).then_some(More { version_min: message.version_min, pid, trace });
     let tell = Tell { path, name: message.name, version: message.version, body, more };

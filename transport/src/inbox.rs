@@ -37,6 +37,10 @@ const SETTLE_SHARE: usize = 8;
 /// Whoever takes the messages of one path, of one sender.
 pub(crate) trait Receiver: Send + Sync {
     fn path(&self) -> &Arc<str>;
+    /// What each message costs for its sake, in bytes, beside the message.
+    fn bytes(&self) -> usize;
+    /// Whether anybody handles the messages now.
+    fn is_served(&self) -> bool;
     /// What handles the next messages. Asked anew for each batch, on the handlers' runtime.
     fn sink(self: Arc<Self>) -> Box<dyn Sink>;
     /// So many messages, with so many bytes in their bodies, have left the inbox for their handlers.
@@ -73,6 +77,11 @@ impl Batch {
     /// Whether another message may be added.
     pub(crate) fn has_room(&self, body_bytes: usize) -> bool {
         self.messages == 0 || self.bytes.len() + body_bytes <= BATCH_BYTES
+    }
+
+    /// What its messages cost beside their bodies.
+    fn cost(&self) -> usize {
+        self.messages * (MESSAGE_BYTES + self.receiver.bytes())
     }
 
     pub(crate) fn is_of(&self, receiver: &Arc<dyn Receiver>) -> bool {
@@ -136,14 +145,14 @@ pub(crate) struct Bounds {
     pub(crate) messages_max: usize,
     /// Bytes of one queue.
     pub(crate) bytes_max: usize,
-    /// Bytes of all queues together, with `MESSAGE_BYTES` for each message.
+    /// Bytes of all queues together, with what each message costs beside its body.
     pub(crate) total_bytes_max: usize,
 }
 
 #[derive(Debug, Default)]
 struct Queues {
     by_path: HashMap<(Lane, Arc<str>), Queue>,
-    /// Of all queues, with `MESSAGE_BYTES` for each message.
+    /// Of all queues, with what each message costs beside its body.
     bytes: usize,
     /// Did not come below the bound in time; as `Queue::overrun`.
     overrun: bool,
@@ -157,6 +166,8 @@ struct Queue {
     /// Waiting in it, with those of the batch at work whose handlers have not begun.
     messages: usize,
     bytes: usize,
+    /// What they cost beside their bodies.
+    cost: usize,
     /// Did not make room in time; messages are dropped without waiting until one fits again.
     overrun: bool,
     room: Arc<Notify>,
@@ -183,6 +194,7 @@ impl Queue {
             }
             self.messages += 1;
             self.bytes += body.len();
+            self.cost += MESSAGE_BYTES + batch.receiver.bytes();
         }
         batch.advance();
     }
@@ -271,17 +283,18 @@ impl Inboxes {
         room: &Arc<Notify>,
         batch: &mut Batch,
     ) -> Attempt {
-        let cost = batch.body_bytes + batch.messages * MESSAGE_BYTES;
+        let cost = batch.cost();
         if queue.messages + batch.messages <= self.bounds.messages_max
             && queue.bytes + batch.body_bytes <= self.bounds.bytes_max
-            && *total + cost <= self.bounds.total_bytes_max
+            && *total + batch.body_bytes + cost <= self.bounds.total_bytes_max
             && batch.at == 0
         {
             // All of it, as it is: what is nearly always so.
             (queue.overrun, *overrun) = (false, false);
-            *total += cost;
+            *total += batch.body_bytes + cost;
             queue.messages += batch.messages;
             queue.bytes += batch.body_bytes;
+            queue.cost += cost;
             let empty = Batch::new(batch.receiver.clone());
             queue.batches.push_back(std::mem::replace(batch, empty));
             return Attempt::Queued;
@@ -292,10 +305,10 @@ impl Inboxes {
             if full && queue.messages > 0 {
                 return Attempt::Full { overrun: queue.overrun, room: queue.room.clone() };
             }
-            let cost = bytes + MESSAGE_BYTES;
+            let cost = bytes + MESSAGE_BYTES + batch.receiver.bytes();
             if *total + cost <= self.bounds.total_bytes_max {
                 *overrun = false;
-            } else if *total > 0 && (queue.messages > 0 || bytes > SMALL_MESSAGE_BYTES) {
+            } else if *total > 0 && (queue.messages > 0 || bytes > SMALL_MESSAGE_BYTES || !batch.receiver.is_served()) {
                 return Attempt::Full { overrun: *overrun, room: room.clone() };
             }
             *total += cost;
@@ -363,9 +376,11 @@ impl Draining {
             let mut queues = self.inboxes.queues.lock();
             let Queues { by_path, bytes: total, room, .. } = &mut *queues;
             if let Some(queue) = by_path.get_mut(key) {
+                let cost = messages * (MESSAGE_BYTES + receiver.bytes());
                 queue.messages -= messages;
                 queue.bytes -= bytes;
-                *total -= bytes + messages * MESSAGE_BYTES;
+                queue.cost -= cost;
+                *total -= bytes + cost;
                 queue.room.notify_one();
                 room.notify_one();
             }
@@ -381,7 +396,7 @@ impl Drop for Draining {
                 let mut queues = self.inboxes.queues.lock();
                 let queue = queues.by_path.remove(&key);
                 if let Some(queue) = &queue {
-                    queues.bytes -= queue.bytes + queue.messages * MESSAGE_BYTES;
+                    queues.bytes -= queue.bytes + queue.cost;
                 }
                 queue
             };

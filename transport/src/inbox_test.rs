@@ -21,6 +21,12 @@ impl Receiver for Gated {
     fn path(&self) -> &Arc<str> {
         &self.path
     }
+    fn bytes(&self) -> usize {
+        self.path.len()
+    }
+    fn is_served(&self) -> bool {
+        &*self.path != "nowhere"
+    }
     fn sink(self: Arc<Self>) -> Box<dyn Sink> {
         Box::new(GatedSink(self))
     }
@@ -191,6 +197,10 @@ async fn all_paths_together_are_bounded_and_one_where_nothing_waits_still_takes_
     assert!((10..=13).contains(&dropped), "{dropped}");
     inboxes.deliver(Lane::Tells, batch(&idle, [100], 2 << 10)).await;
     assert_eq!(handled.recv().await, Some(100));
+    // Not so one that nobody serves.
+    let nowhere = gated("nowhere", 99, &done);
+    inboxes.deliver(Lane::Tells, batch(&nowhere, [103], 4)).await;
+    assert_eq!(nowhere.dropped.lock().len(), 1);
     inboxes.deliver(Lane::Tells, batch(&idle, [101], SMALL_MESSAGE_BYTES + 1)).await;
     assert_eq!(idle.dropped.lock().len(), 1);
     busy.iter().for_each(|receiver| receiver.gate.add_permits(100));

@@ -28,8 +28,8 @@ use crate::{
     event::{LossReason, Peer},
     flow::{FLOW_PATH, ROUTES_BYTES_MAX, ROUTES_MAX, Signal, Taken, Window},
     frame::{
-        Ask, Decoder, Frame, FrameError, HEADER_BYTES, Header, Kind, MonitorPath, Open, ROUTES_SINCE, Reply, Route,
-        Routed, Tell, View, encode, status,
+        Ask, Decoder, Frame, FrameError, HEADER_BYTES, Header, Kind, MonitorPath, NAME_BYTES_MAX, Open, ROUTES_SINCE,
+        Reply, Route, Routed, Tell, View, check_names, encode, status,
     },
     hello::Origin,
     inbox::{Batch, Lane, Receiver},
@@ -198,6 +198,7 @@ impl Link {
         let mut monitors = self.monitors.lock();
         if let (Some(held), Ok(frame)) = (monitors.as_mut(), frame)
             && held.len() < self.monitors_max
+            && path.len() <= NAME_BYTES_MAX
             && self.control.push_unbounded(&frame).is_ok()
         {
             held.insert(id, sender);
@@ -458,14 +459,26 @@ impl LaneReader {
                     }
                     return Ok(Some(None));
                 }
+                check_names([tell.path, tell.name])?;
                 Counters::add(&c.link.counters.received);
-                let route = TellRoute::of_tell(&c.node, &c.link.peer, Some((&c.link, lane == Lane::Tells)), &tell);
+                let counted = lane == Lane::Tells;
+                if !c.node.serves(&tell) {
+                    if counted {
+                        c.link.take_off(tell.path, 1, tell.body.len());
+                    }
+                    Counters::add(&c.link.counters.dropped);
+                    let (node, path) = (&c.link.peer.node, tell.path);
+                    tracing::debug!(%node, path, "dropped a tell: {} is not served there", tell.name);
+                    return Ok(Some(None));
+                }
+                let route = TellRoute::of_tell(&c.node, &c.link.peer, Some((&c.link, counted)), &tell);
                 let mut next = Batch::new(Arc::new(route));
                 next.push(tell.more.and_then(|more| more.trace), tell.body);
                 return Ok(Some(batch.replace(next)));
             }
             (Kind::Route, Lane::Tells) => {
                 let route: Route<'_> = frame.read()?;
+                check_names([route.path, route.name])?;
                 *routes_bytes += route.path.len() + route.name.len();
                 let in_turn = usize::try_from(route.number) == Ok(routes.len());
                 if !in_turn || routes.len() >= ROUTES_MAX || *routes_bytes > ROUTES_BYTES_MAX {
@@ -533,6 +546,7 @@ fn read_down(frame: &View<'_>) -> Result<(u64, Exit), FrameError> {
 }
 
 fn take_monitor(c: &Context, monitor: &MonitorPath<'_>) -> Result<(), FrameError> {
+    check_names([monitor.path])?;
     {
         let (watched, ties) = (c.link.watched.lock(), &c.link.ties);
         let full = watched.len() + ties.far_watches() >= c.node.limits.monitors;
@@ -572,17 +586,29 @@ fn take_monitor(c: &Context, monitor: &MonitorPath<'_>) -> Result<(), FrameError
 
 async fn accept_streams(c: Context) {
     while let Ok((send, recv)) = c.link.conn.accept_bi().await {
+        // What is done with the stream here, its handler's thread need not wait for the transport's to do.
+        let _ = send.set_priority(MESSAGE_PRIORITY);
+        let given_up = send.stopped();
         // Bounded by the stream limit that QUIC keeps for us.
         let mut request = Box::pin(read_request(c.clone(), recv));
         // Mostly it came with the packet that opened the stream, and need not be read by another thread.
-        match (&mut request).now_or_never() {
-            Some(request) => drop(c.node.handlers.spawn(serve_stream(c.clone(), send, request))),
-            None => drop(c.node.handlers.spawn(read_and_serve(c.clone(), send, request))),
-        }
+        let serving = match (&mut request).now_or_never() {
+            Some(request) => c.node.handlers.spawn(serve_stream(c.clone(), send, request)),
+            None => c.node.handlers.spawn(read_and_serve(c.clone(), send, request)),
+        };
+        let serving = serving.abort_handle();
+        // It ends at the latest when the reply was acknowledged.
+        c.node.driver.spawn(async move {
+            if !matches!(given_up.await, Ok(None)) {
+                // The asker is gone, with its node or without: nobody wants the answer, so the handler's future is dropped.
+                serving.abort();
+            }
+        });
     }
 }
 
-type Request = (Frame, Option<tokio::sync::OwnedSemaphorePermit>, quinn::RecvStream);
+/// A request, its place in the budget, and what is left to read of its stream.
+type Request = (Frame, Option<tokio::sync::OwnedSemaphorePermit>, Option<quinn::RecvStream>);
 
 async fn read_and_serve(
     c: Context,
@@ -600,9 +626,9 @@ async fn serve_stream(c: Context, send: quinn::SendStream, request: Result<Reque
     match request {
         Ok(_) if c.link.is_cast_out() => drop(send),
         Ok((frame, budget, recv)) => {
-            let served = match frame.kind {
-                Kind::Ask => serve_ask(&c, &frame, send).await,
-                _ => serve_open(&c, &frame, send, recv).await,
+            let served = match recv {
+                None => serve_ask(&c, &frame, send).await,
+                Some(recv) => serve_open(&c, &frame, send, recv).await,
             };
             drop(budget);
             if let Err(error) = served {
@@ -624,7 +650,16 @@ async fn read_request(c: Context, mut recv: quinn::RecvStream) -> Result<Request
     let budget = c.link.ask_budget.clone().acquire_many_owned(units).await;
     let payload = read_payload(&mut recv, header.payload_bytes).await?;
     let frame = Frame { kind: header.kind, payload };
-    Ok((frame, budget.ok(), recv))
+    if header.kind == Kind::Ask {
+        take_end(&mut recv);
+        return Ok((frame, budget.ok(), None));
+    }
+    Ok((frame, budget.ok(), Some(recv)))
+}
+
+/// Takes note of the end of a stream that has come with its last bytes, without which QUIC would tell the sender to stop.
+fn take_end(recv: &mut quinn::RecvStream) {
+    let _ = recv.read_chunk(1, true).now_or_never();
 }
 
 /// What so many bytes take of a budget; never more than all of it.
@@ -635,22 +670,11 @@ fn units(bytes: usize, budget_bytes: usize) -> u32 {
 
 async fn serve_ask(c: &Context, frame: &Frame, mut send: Resetting) -> Result<(), FrameError> {
     let ask: Ask<'_> = frame.read()?;
+    check_names([ask.path, ask.name])?;
     Counters::add(&c.link.counters.received);
     let handling = Handling::new(&c.link.handling);
-    let Some(stream) = send.release() else {
-        return Ok(());
-    };
-    let given_up = stream.stopped();
-    let _ = stream.set_priority(MESSAGE_PRIORITY);
-    send = Resetting::new(stream);
     let body = frame.payload.slice_ref(ask.body);
-    let answer = c.node.answer(c.link.peer.clone(), &ask, body);
-    let (status, body) = tokio::select! {
-        biased;
-        answer = answer => answer,
-        // The asker is gone, with its node or without: nobody wants the answer, so the handler's future is dropped.
-        _ = given_up => return Ok(()),
-    };
+    let (status, body) = c.node.answer(c.link.peer.clone(), &ask, body).await;
     let limit = c.node.limits.reply_bytes;
     // Held until QUIC has taken the reply, for which the asker has to read.
     let budget = c.link.reply_budget.try_acquire_many(units(body.len(), limit));
@@ -705,6 +729,7 @@ async fn serve_open(
     recv: quinn::RecvStream,
 ) -> Result<(), FrameError> {
     let open: Open<'_> = frame.read()?;
+    check_names([open.path])?;
     Counters::add(&c.link.counters.received);
     let Some(handler) = c.node.registry.stream(open.path) else {
         let reply = c.node.encode_reply(status::NO_PROC, &[]);
@@ -816,6 +841,7 @@ pub(crate) async fn read_reply(
     // Never closed: an error would only mean that there is no bound.
     let _budget = link.answer_budget.acquire_many(units(header.payload_bytes, limits.reply_bytes)).await;
     let payload = read_payload(recv, header.payload_bytes).await?;
+    take_end(recv);
     let frame = Frame { kind: header.kind, payload };
     let reply: Reply<'_> = frame.read()?;
     Ok((reply.status, frame.payload.slice_ref(reply.body)))

@@ -157,7 +157,11 @@ impl Outbox {
         dialect: Dialect,
     ) -> Result<(), TellError> {
         let (messages, bytes) = state.flows.held();
-        if messages >= self.messages_max || (messages > 0 && bytes + letter.body.len() > self.bytes_max) {
+        // No more than is left for the others: so there is always some left, however many paths are slow.
+        let (own_messages, own_bytes) = state.flows.held_for(letter.path);
+        let many = own_messages >= self.messages_max.saturating_sub(messages);
+        let large = own_bytes + letter.body.len() > self.bytes_max.saturating_sub(bytes);
+        if many || (large && own_messages > 0) || bytes + letter.body.len() > 2 * self.bytes_max {
             return Err(TellError::Push(PushError::Full));
         }
         let mut frame = vec![];

@@ -68,6 +68,8 @@ pub(crate) struct TellRoute {
     link: Option<Arc<Link>>,
     /// Whether the sender hears when they leave the inbox.
     counted: bool,
+    /// It has a number, and is counted with the routes.
+    numbered: bool,
     path: Arc<str>,
     name: Box<str>,
     version: u16,
@@ -83,6 +85,7 @@ impl TellRoute {
             peer: peer.clone(),
             link: link.map(|(link, _)| link.clone()),
             counted: link.is_some_and(|(_, counted)| counted),
+            numbered: false,
             path: tell.path.into(),
             name: tell.name.into(),
             version: tell.version,
@@ -98,6 +101,7 @@ impl TellRoute {
             peer: link.peer.clone(),
             link: Some(link.clone()),
             counted: true,
+            numbered: true,
             path: route.path.into(),
             name: route.name.into(),
             version: route.version,
@@ -132,6 +136,14 @@ impl TellRoute {
 impl Receiver for TellRoute {
     fn path(&self) -> &Arc<str> {
         &self.path
+    }
+
+    fn bytes(&self) -> usize {
+        if self.numbered { 0 } else { self.path.len() + self.name.len() }
+    }
+
+    fn is_served(&self) -> bool {
+        self.teller().is_ok()
     }
 
     fn sink(self: Arc<Self>) -> Box<dyn Sink> {
