@@ -32,6 +32,7 @@ use crate::{
     event::{LossReason, NodeName, Peer, PeerEvent, Refusal},
     fault::FaultTable,
     frame::{Ask, FRAME_VERSION, Frame, FrameError, Kind, MAX_HELLO_BYTES, More, Reply, encode, status},
+    groups::Groups,
     handshakes::{Admission, Handshakes, Place},
     hello::{Hello, Me, Origin, Verdict, Welcome},
     inbox::{Bounds, Inboxes},
@@ -82,6 +83,7 @@ pub(crate) struct Node {
     pub(crate) random: Arc<Random>,
     pub(crate) registry: Registry,
     pub(crate) shared: SharedActors,
+    pub(crate) groups: Arc<Groups>,
     pub(crate) events: broadcast::Sender<PeerEvent>,
     pub(crate) phase: watch::Sender<Phase>,
     /// Inboxes of messages to our own name.
@@ -129,6 +131,7 @@ impl Node {
             random: parts.random,
             registry: Registry::default(),
             shared: SharedActors::default(),
+            groups: Arc::new(Groups::new(parts.limits.group_members, parts.limits.frame_bytes)),
             events: parts.events,
             phase: watch::Sender::new(Phase::Running),
             own_inboxes: inboxes,
@@ -493,7 +496,8 @@ fn new_link(
     node.faults.see(&slot.name, conn.remote_address());
     let peer = Peer { node: slot.name.clone(), incarnation };
     tracing::info!(node = %slot.name, incarnation, "connected to {}", slot.name);
-    Arc::new(Link::new(peer, origin, protocol, conn.clone(), &node.limits, node.credentials.now_secs()))
+    let groups = node.groups.clone();
+    Arc::new(Link::new(peer, origin, protocol, conn.clone(), &node.limits, groups, node.credentials.now_secs()))
 }
 
 /// The peer of a handshake that began with an identity which is not ours any more learns the new one.

@@ -10,6 +10,7 @@ use crate::{
         Ask, Decoder, Frame, FrameError, HEADER_BYTES, Kind, MonitorPath, Open, PROTOCOL_VERSION, Reply, Signal, Tell,
         encode,
     },
+    groups::News,
     hello::{Hello, Me, Origin, Verdict, View, Welcome},
     reauth::{self, Proof},
     tls::{node_of, window_of},
@@ -87,6 +88,7 @@ fn whole(bytes: &[u8]) -> Frame {
 fn read(frame: &Frame) {
     again!(frame, Tell<'_>, Ask<'_>, Reply<'_>, Open<'_>, MonitorPath<'_>, Signal<'_>);
     again!(frame, Proof<'_>, (u64,), (u64, phalanx_actors::Exit), Hello, Welcome);
+    let _ = crate::decode::from_slice::<News<'_>>(&frame.payload);
     // What a handler does with a body of its own type.
     let _ = rmp_serde::from_slice::<(Vec<u32>, String, Option<Box<phalanx_actors::Exit>>)>(&frame.payload);
 }

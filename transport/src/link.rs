@@ -27,6 +27,7 @@ use crate::{
     frame::{
         Ask, Decoder, Frame, FrameError, HEADER_BYTES, Header, Kind, MonitorPath, Open, Reply, Tell, encode, status,
     },
+    groups::{GROUPS_PATH, Groups},
     hello::Origin,
     inbox::{Delivery, Job, Lane},
     monitor::Watcher,
@@ -103,6 +104,7 @@ pub(crate) struct Link {
     /// The peer's monitors on paths of ours: its id, the path, our registry's id.
     watched: Mutex<HashMap<u64, (Arc<str>, u64)>>,
     pub(crate) ties: Ties,
+    pub(crate) groups: Arc<Groups>,
     /// Those who read the lanes; `None` once the link is lost.
     readers: Mutex<Option<Vec<AbortHandle>>>,
     /// Why we closed it.
@@ -125,6 +127,7 @@ impl Link {
         protocol: u8,
         conn: Connection,
         limits: &Limits,
+        groups: Arc<Groups>,
         now_secs: u64,
     ) -> Self {
         let standing = Standing::new(presented(&conn), now_secs);
@@ -150,6 +153,7 @@ impl Link {
             next_monitor: AtomicU64::new(0),
             watched: Mutex::default(),
             ties: Ties::new(limits.monitors),
+            groups,
             readers: Mutex::new(Some(vec![])),
             cause: Mutex::default(),
             standing,
@@ -244,8 +248,8 @@ impl Link {
         }
     }
 
-    /// The link is lost: its lanes are read no more, our monitors fire, the peer's are forgotten.
-    pub(crate) fn end(&self, registry: &crate::registry::Registry) {
+    /// The link is lost: its lanes are read no more, our monitors fire, the peer's are forgotten, its members leave our groups.
+    pub(crate) fn end(self: &Arc<Self>, registry: &crate::registry::Registry) {
         // What it still holds must not come between what comes on the next link.
         for reader in self.readers.lock().take().into_iter().flatten() {
             reader.abort();
@@ -259,6 +263,7 @@ impl Link {
             let _ = sender.send(Exit::NoConnection);
         }
         self.ties.end();
+        self.groups.lost(self);
         let mut watched: Vec<_> = std::mem::take(&mut *self.watched.lock()).into_values().collect();
         watched.sort_unstable_by_key(|(_, watch)| *watch);
         for (path, watch) in watched {
@@ -438,6 +443,10 @@ async fn take_tell(c: &Context, lane: Lane, frame: &Frame) -> Result<(), FrameEr
         if let Ok(signal) = rmp_serde::from_slice(tell.body) {
             c.link.tells.hear(signal);
         }
+        return Ok(());
+    }
+    if lane == Lane::Control && tell.path == GROUPS_PATH {
+        c.link.groups.hear(&c.link, tell.body);
         return Ok(());
     }
     Counters::add(&c.slot.counters.received);

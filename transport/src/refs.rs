@@ -598,7 +598,13 @@ fn tell_frame<M: Remote>(
     Ok((encode(Kind::Tell, &tell, link.frame_bytes)?, body.len()))
 }
 
-fn tell<M: Remote>(own: &Node, link: &Link, path: &str, pid: Option<u64>, message: &M) -> Result<(), SendError> {
+pub(crate) fn tell<M: Remote>(
+    own: &Node,
+    link: &Link,
+    path: &str,
+    pid: Option<u64>,
+    message: &M,
+) -> Result<(), SendError> {
     let (frame, body_bytes) = tell_frame(link, path, pid, message)?;
     let pushed = link.tells.push_to(path, body_bytes, &frame);
     pushed.map_err(|error| push_error(error, link))?;
@@ -607,7 +613,7 @@ fn tell<M: Remote>(own: &Node, link: &Link, path: &str, pid: Option<u64>, messag
 }
 
 /// As `tell`, but waits for room in the outbox of this connection.
-async fn send<M: Remote>(
+pub(crate) async fn send<M: Remote>(
     own: &Node,
     link: Arc<Link>,
     path: &str,
@@ -638,7 +644,12 @@ fn count_sent(own: &Node, link: &Link) {
     }
 }
 
-async fn ask<M: Remote>(own: &Arc<Node>, request: Request, path: &str, message: M) -> Result<M::Reply, AskError> {
+pub(crate) async fn ask<M: Remote>(
+    own: &Arc<Node>,
+    request: Request,
+    path: &str,
+    message: M,
+) -> Result<M::Reply, AskError> {
     let body = rmp_serde::to_vec(&message).map_err(|e| AskError::Unencodable(e.to_string()))?;
     drop(message);
     let reply = request.run(body.into()).await?;
