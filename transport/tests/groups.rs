@@ -713,3 +713,24 @@ async fn announcements_that_lie_repeat_or_cannot_be_read_cost_nothing_but_what_t
     has(&group, 0).await;
     a.end().await;
 }
+
+#[tokio::test]
+async fn whoever_asks_for_members_without_end_and_reads_nothing_is_thrown_out() {
+    let ca = Ca::new();
+    let mut narrow = config(&ca, "a", 1);
+    narrow.limits.outbox_bytes = 1 << 10;
+    let a = Place::new(narrow).await;
+    a.spread(GROUP);
+    let mut dial = Dial::new(&ca);
+    dial.quic.stream_receive_window(1_024u32.into());
+    let evil = dial.dial(&ca, &a.transport).await.expect("the certificate is valid");
+    let (evil, mut control, _recv) = evil.welcome(&hello(1, 2, CLUSTER, "evil")).await;
+    let again = [
+        news(&News::Gone { group: GROUP, message: MESSAGE }),
+        news(&News::Spread { group: GROUP, message: MESSAGE, version: 1, version_min: 1 }),
+    ];
+    // Until it is thrown out.
+    while within(control.write_all(&again.concat())).await.is_ok() {}
+    assert_eq!(evil.thrown_out().await, "reads nothing of the groups that it has spread");
+    a.end().await;
+}
