@@ -10,7 +10,6 @@ use phalanx_actors::{
 };
 use phalanx_transport::{Direction, PeerEvent, Remote, SpreadError, Transport, TransportConfig};
 use serde::{Deserialize, Serialize};
-use serde_bytes::Bytes;
 use support::{evil::*, *};
 use tokio::sync::mpsc;
 
@@ -621,16 +620,6 @@ async fn a_node_of_an_older_protocol_or_of_another_version_of_the_message_sees_n
 
 // ---- a peer without manners ----------------------------------------------------------------------------------------------------
 
-#[derive(Serialize)]
-enum News<'a> {
-    Spread { group: &'a str, message: &'a str, version: u16, version_min: u16 },
-    Members { group: &'a str, message: &'a str, version: u16, version_min: u16, ids: Vec<u64> },
-    Joined { group: &'a str, message: &'a str, ids: Vec<u64> },
-    Left { group: &'a str, message: &'a str, ids: Vec<u64> },
-    Gone { group: &'a str, message: &'a str },
-    Rumour(u64),
-}
-
 const GROUP: &str = "g";
 const MESSAGE: &str = "test/Job";
 
@@ -644,15 +633,6 @@ fn joined(ids: impl IntoIterator<Item = u64>) -> News<'static> {
 
 fn left(ids: impl IntoIterator<Item = u64>) -> News<'static> {
     News::Left { group: GROUP, message: MESSAGE, ids: ids.into_iter().collect() }
-}
-
-fn announcement(body: &[u8]) -> Vec<u8> {
-    let tell = ("@groups", "groups/News", 1u16, Bytes::new(body));
-    frame(6, &rmp_serde::to_vec(&tell).expect("encodes"))
-}
-
-fn news(news: &News<'_>) -> Vec<u8> {
-    announcement(&rmp_serde::to_vec(news).expect("encodes"))
 }
 
 #[tokio::test]
