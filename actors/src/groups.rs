@@ -3,11 +3,11 @@
 //! A group is of one type of message: whoever handles that may join, whatever else it is. Groups of the same name and different types are
 //! different groups. A group exists while it has members or somebody holds it; it is never made or deleted.
 //!
-//! Members on other machines: this crate knows one system. Whoever connects systems announces the members of each to the others (all of them
-//! when a node comes up, then each change, as told by [`Group::watch`]), has each node [`Group::enter`] a [`Recipient`] that forwards over the
-//! wire for each member of another, and drops the [`Membership`]s of a node when it is down. As with OTP's `pg`, every node then has its
-//! own view, and the views agree once the news have arrived. Such a member has no [`Recipient::pid`]: that is how the one who announces
-//! knows which members are its own.
+//! Members on other machines: this crate knows one system. Whoever connects systems (`Transport::spread` of `phalanx-transport` does) announces
+//! the members of each to the others (all of them when a node comes up, then each change, as told by [`Group::watch`]), has each node
+//! [`Group::enter`] a [`Recipient`] that forwards over the wire for each member of another, and drops the [`Membership`]s of a node when it is
+//! down. As with OTP's `pg`, every node then has its own view, and the views agree once the news have arrived. Such a member has no
+//! [`Recipient::pid`]: that is how the one who announces knows which members are its own.
 //!
 //! Must never call out while locked. Actors leave by ending: [`crate::pid`] tells each group of it, before any monitor fires.
 

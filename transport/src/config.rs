@@ -142,6 +142,9 @@ pub struct Limits {
     pub streams_open: u32,
     /// Monitors held on one peer; a further one is down at once with `NoConnection`.
     pub monitors: usize,
+    /// Members of groups that are taken of one peer, of all groups together; further ones are not seen here, with a line in the log,
+    /// until the node is connected anew and has fewer.
+    pub group_members: usize,
     /// Nodes remembered; a node beyond that is refused.
     pub peers: usize,
     /// Inbound handshakes going on; further ones are turned away. From half of it, a dialer must prove its address.
@@ -169,6 +172,7 @@ impl Default for Limits {
             reply_bytes: 64 << 20,
             streams_open: 64,
             monitors: 262_144,
+            group_members: 65_536,
             peers: 10_000,
             handshakes: 256,
             handshakes_per_address: 64,
@@ -181,12 +185,15 @@ impl Default for Limits {
 /// What a monitor costs on the side that is watched, in bytes: its entries in two tables, and a task.
 const MONITOR_BYTES: usize = 1 << 10;
 
+/// What a member of a group on another node costs here, in bytes: its recipient, and its entries in two tables.
+const MEMBER_BYTES: usize = 512;
+
 /// What a stream costs beside its data, in bytes: its task and QUIC's state.
 const STREAM_BYTES: usize = 16 << 10;
 
 impl Limits {
     /// The most memory that one peer can make this node hold, in bytes, whatever it sends and whatever it does not read:
-    /// what arrived and is not taken, requests and replies, tells that wait, what is told to it, monitors. A node whose
+    /// what arrived and is not taken, requests and replies, tells that wait, what is told to it, monitors, members of groups. A node whose
     /// certificate is not of the cluster holds nothing but a place among the `handshakes`.
     ///
     /// Not in it: what handlers keep themselves, and one message up to 16 KiB for each path that is served here.
@@ -197,6 +204,7 @@ impl Limits {
         let streams = self.bidi_streams() as usize * STREAM_BYTES;
         let monitors = self.monitors * MONITOR_BYTES;
         let routes = ROUTES_MAX * ROUTE_BYTES + ROUTES_BYTES_MAX + TAKEN_BYTES_MAX;
+        let members = self.group_members * MEMBER_BYTES;
         [
             windows,
             self.ask_bytes,
@@ -206,6 +214,7 @@ impl Limits {
             streams,
             monitors,
             routes,
+            members,
             2 * self.datagram_bytes,
         ]
         .into_iter()
@@ -288,6 +297,6 @@ mod tests {
     #[test]
     fn the_default_limits_of_one_peer_add_up_to_what_the_readme_says() {
         let mib = Limits::default().peer_bytes_max() >> 20;
-        assert!((955..970).contains(&mib), "{mib} MiB");
+        assert!((987..1_002).contains(&mib), "{mib} MiB");
     }
 }

@@ -33,6 +33,7 @@ use crate::{
     event::{LossReason, NodeName, Peer, PeerEvent, Refusal},
     fault::FaultTable,
     frame::{Ask, FRAME_VERSION, Frame, FrameError, Kind, MAX_HELLO_BYTES, Reply, Tell, encode, status},
+    groups::Groups,
     handshakes::{Admission, Handshakes, Place},
     hello::{Hello, Me, Origin, Verdict, Welcome},
     inbox::{Bounds, Inboxes},
@@ -84,6 +85,7 @@ pub(crate) struct Node {
     pub(crate) random: Arc<Random>,
     pub(crate) registry: Registry,
     pub(crate) shared: SharedActors,
+    pub(crate) groups: Arc<Groups>,
     pub(crate) events: broadcast::Sender<PeerEvent>,
     pub(crate) phase: watch::Sender<Phase>,
     /// The same number, to look at with each message.
@@ -133,6 +135,7 @@ impl Node {
             random: parts.random,
             registry: Registry::default(),
             shared: SharedActors::default(),
+            groups: Arc::new(Groups::new(parts.limits.group_members, parts.limits.frame_bytes)),
             events: parts.events,
             phase: watch::Sender::new(Phase::Running),
             phase_now: AtomicU8::new(Phase::Running as u8),
@@ -529,8 +532,9 @@ fn new_link(
     node.faults.see(&slot.name, conn.remote_address());
     let peer = Peer { node: slot.name.clone(), incarnation };
     tracing::info!(node = %slot.name, incarnation, "connected to {}", slot.name);
-    let counters = slot.counters.clone();
-    Arc::new(Link::new(peer, origin, protocol, conn.clone(), counters, &node.limits, node.credentials.now_secs()))
+    let (counters, groups) = (slot.counters.clone(), node.groups.clone());
+    let now_secs = node.credentials.now_secs();
+    Arc::new(Link::new(peer, origin, protocol, conn.clone(), counters, &node.limits, groups, now_secs))
 }
 
 /// The peer of a handshake that began with an identity which is not ours any more learns the new one.

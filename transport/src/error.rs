@@ -192,6 +192,36 @@ pub enum AttachError {
     Attached,
 }
 
+/// Why a group was not spread.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum SpreadError {
+    /// This transport is closed.
+    #[error("the transport is closed")]
+    Closed,
+    /// The name is too long.
+    #[error("a group's name of {bytes} bytes is over the limit of {limit}")]
+    Name {
+        /// Its length.
+        bytes: usize,
+        /// The longest that is spread.
+        limit: usize,
+    },
+    /// No system is [attached](crate::Transport::attach), whose groups could be spread.
+    #[error("no actor system is attached")]
+    NoSystem,
+    /// A group of this name is spread for another type, whose messages have the same name: another node could not tell them apart.
+    #[error("group {group} is spread for another type named {message}")]
+    OtherType {
+        /// Its name.
+        group: String,
+        /// [`Remote::NAME`](crate::Remote::NAME) of both.
+        message: String,
+    },
+    /// So many are spread already.
+    #[error("{0} groups are spread already")]
+    TooMany(usize),
+}
+
 /// Why a tell or datagram was not taken. `Ok` means taken, not arrived: delivery is at most once.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum SendError {

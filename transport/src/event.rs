@@ -20,7 +20,7 @@ pub struct Peer {
 /// A change of a peer. For one node `Up` and `Down` alternate, starting with `Up`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PeerEvent {
-    /// The connection was lost; every monitor on that node has fired.
+    /// The connection was lost; every monitor on that node has fired, and its members have left all groups.
     Down {
         /// Which node.
         node: NodeName,

@@ -11,6 +11,7 @@ use crate::{
         Ask, Decoder, Frame, FrameError, HEADER_BYTES, Kind, MonitorPath, Open, PROTOCOL_VERSION, Reply, Route, Routed,
         Signal, Tell, encode, put_routed,
     },
+    groups::News,
     hello::{Hello, Me, Origin, Verdict, View, Welcome},
     reauth::{self, Proof},
     remote::Envelope,
@@ -99,6 +100,7 @@ fn read(frame: &Frame) {
         let again = Routed::parse(copy.kind, &copy.payload);
         assert_eq!(again, Some(Routed { number, trace, body }), "written and read again it is another message");
     }
+    let _ = crate::decode::from_slice::<News<'_>>(&frame.payload);
     // What a handler does with a body of its own type.
     let _ = rmp_serde::from_slice::<(Vec<u32>, String, Option<Box<phalanx_actors::Exit>>)>(&frame.payload);
 }

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Three ways to reach what is on another node: a path with handlers (`serve`, `ask`, `tell`), an actor at a path
-//! ([`RemoteNamed`]), one incarnation of an actor ([`RemoteRef`]).
+//! ([`RemoteNamed`]), one incarnation of an actor ([`RemoteRef`]). And to reach whoever is in a group, wherever: [`Transport::spread`].
 //!
 //! What is promised, and what is not, stands on one page in the crate's README.
 #![forbid(unsafe_code)]
@@ -36,6 +36,7 @@ mod frame;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+mod groups;
 mod handshakes;
 mod hello;
 mod inbox;
@@ -61,7 +62,7 @@ mod watch;
 
 pub use config::{Identity, Limits, Timings, TransportConfig};
 pub use credentials::{Fingerprint, NoFingerprint, Revoked};
-pub use error::{AskError, AttachError, IdentityError, SendError, StartError};
+pub use error::{AskError, AttachError, IdentityError, SendError, SpreadError, StartError};
 pub use event::{IdentityEvent, LossReason, NodeName, Peer, PeerEvent, PeerInfo, PeerState, Refusal};
 pub use fault::{Direction, Faults, Target};
 pub use frame::{MAX_FRAME_BYTES, PROTOCOL_VERSION};

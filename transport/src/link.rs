@@ -31,6 +31,7 @@ use crate::{
         Ask, Decoder, Frame, FrameError, HEADER_BYTES, Header, Kind, MonitorPath, NAME_BYTES_MAX, Open, ROUTES_SINCE,
         Reply, Route, Routed, Tell, View, check_names, encode, status,
     },
+    groups::{GROUPS_PATH, Groups},
     hello::Origin,
     inbox::{Batch, Lane, Receiver},
     monitor::Watcher,
@@ -111,6 +112,7 @@ pub(crate) struct Link {
     /// The peer's monitors on paths of ours: its id, the path, our registry's id.
     watched: Mutex<HashMap<u64, (Arc<str>, u64)>>,
     pub(crate) ties: Ties,
+    pub(crate) groups: Arc<Groups>,
     /// Those who read the lanes; `None` once the link is lost.
     readers: Mutex<Option<Vec<AbortHandle>>>,
     /// Why we closed it.
@@ -134,6 +136,7 @@ impl Link {
         conn: Connection,
         counters: Arc<Counters>,
         limits: &Limits,
+        groups: Arc<Groups>,
         now_secs: u64,
     ) -> Self {
         let standing = Standing::new(presented(&conn), now_secs);
@@ -161,6 +164,7 @@ impl Link {
             next_monitor: AtomicU64::new(0),
             watched: Mutex::default(),
             ties: Ties::new(limits.monitors),
+            groups,
             readers: Mutex::new(Some(vec![])),
             cause: Mutex::default(),
             standing,
@@ -265,8 +269,8 @@ impl Link {
         }
     }
 
-    /// The link is lost: its lanes are read no more, our monitors fire, the peer's are forgotten.
-    pub(crate) fn end(&self, registry: &crate::registry::Registry) {
+    /// The link is lost: its lanes are read no more, our monitors fire, the peer's are forgotten, its members leave our groups.
+    pub(crate) fn end(self: &Arc<Self>, registry: &crate::registry::Registry) {
         // What it still holds must not come between what comes on the next link.
         for reader in self.readers.lock().take().into_iter().flatten() {
             reader.abort();
@@ -280,6 +284,7 @@ impl Link {
             let _ = sender.send(Exit::NoConnection);
         }
         self.ties.end();
+        self.groups.lost(self);
         let mut watched: Vec<_> = std::mem::take(&mut *self.watched.lock()).into_values().collect();
         watched.sort_unstable_by_key(|(_, watch)| *watch);
         for (path, watch) in watched {
@@ -457,6 +462,10 @@ impl LaneReader {
                     if let Ok(signal) = rmp_serde::from_slice(tell.body) {
                         c.link.tells.hear(signal);
                     }
+                    return Ok(Some(None));
+                }
+                if lane == Lane::Control && tell.path == GROUPS_PATH {
+                    c.link.groups.hear(&c.link, tell.body);
                     return Ok(Some(None));
                 }
                 check_names([tell.path, tell.name])?;

@@ -131,6 +131,7 @@ impl PeerSlot {
         state.hello_sent = None;
         state.trouble = None;
         state.seen = Some(link.conn.remote_address());
+        link.groups.greet(&link);
         let up = PeerEvent::Up { node: self.name.clone(), incarnation: link.peer.incarnation };
         self.link.send_replace(Some(link));
         // Nobody may be listening.

@@ -605,7 +605,7 @@ fn current_link(own: &Node, node: &str) -> Result<Arc<Link>, SendError> {
     own.peer(node).and_then(|slot| slot.link()).ok_or_else(|| SendError::NoConnection { node: node.into() })
 }
 
-fn tell<M: Remote>(link: &Link, path: &str, pid: Option<u64>, message: &M) -> Result<(), SendError> {
+pub(crate) fn tell<M: Remote>(link: &Link, path: &str, pid: Option<u64>, message: &M) -> Result<(), SendError> {
     encoded(message, |body| {
         let trace = Trace::current().map(|trace| trace.to_string());
         let letter = letter::<M>(link, path, pid, trace.as_deref(), body)?;
@@ -630,7 +630,12 @@ fn letter<'a, M: Remote>(
 }
 
 /// As `tell`, but waits for room in the outbox of this connection.
-async fn send<M: Remote>(link: Arc<Link>, path: &str, pid: Option<u64>, message: M) -> Result<(), SendError> {
+pub(crate) async fn send<M: Remote>(
+    link: Arc<Link>,
+    path: &str,
+    pid: Option<u64>,
+    message: M,
+) -> Result<(), SendError> {
     // As a local send does: one who sends without end leaves others their turns.
     tokio::task::coop::consume_budget().await;
     match tell(&link, path, pid, &message) {
@@ -685,7 +690,12 @@ pub(crate) fn push_error(error: PushError, link: &Link) -> SendError {
     }
 }
 
-async fn ask<M: Remote>(own: &Arc<Node>, request: Request, path: &str, message: M) -> Result<M::Reply, AskError> {
+pub(crate) async fn ask<M: Remote>(
+    own: &Arc<Node>,
+    request: Request,
+    path: &str,
+    message: M,
+) -> Result<M::Reply, AskError> {
     let body = rmp_serde::to_vec(&message).map_err(|e| AskError::Unencodable(e.to_string()))?;
     drop(message);
     let reply = request.run(body.into()).await?;

@@ -44,7 +44,7 @@ impl Envelope<'static> {
 
 impl Envelope<'_> {
     /// Whether one that declares this can read what the other has written.
-    fn reads(&self, other: &Envelope<'_>) -> bool {
+    pub(crate) fn reads(&self, other: &Envelope<'_>) -> bool {
         let (older, newer) = if self.version <= other.version { (self, other) } else { (other, self) };
         self.name == other.name && older.version >= newer.version_min
     }

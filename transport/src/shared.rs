@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::RwLock;
 use phalanx_actors::{Actor, ActorType, AnyRef, Handler, Message, System};
+use serde::Serialize;
 
 use crate::{
     endpoint::Node,
@@ -73,12 +74,7 @@ where
         // A node that waits for its own actor would keep itself from closing.
         drop(node);
         let actor = target.downcast::<A>().ok_or(Failure::NoProc)?;
-        match actor.ask_timeout(message, deadline).await {
-            Ok(reply) => encode_reply(&reply),
-            Err(phalanx_actors::AskError::NoReply) => Err(Failure::NoReply),
-            Err(phalanx_actors::AskError::Exited(exit)) => Err(Failure::Exited(exit)),
-            Err(error) => Err(Failure::from(error)),
-        }
+        answered(actor.ask_timeout(message, deadline).await)
     })
 }
 
@@ -89,6 +85,16 @@ where
 {
     let actor = target.downcast::<A>().ok_or(Failure::NoProc)?;
     Ok(Box::new(ActorTeller::<A, M>::new(actor)))
+}
+
+/// What the asker on another node gets of an actor's answer, or of its end.
+pub(crate) fn answered<R: Serialize>(answer: Result<R, phalanx_actors::AskError>) -> Outcome {
+    match answer {
+        Ok(reply) => encode_reply(&reply),
+        Err(phalanx_actors::AskError::NoReply) => Err(Failure::NoReply),
+        Err(phalanx_actors::AskError::Exited(exit)) => Err(Failure::Exited(exit)),
+        Err(error) => Err(Failure::from(error)),
+    }
 }
 
 /// A type of actor.

@@ -741,6 +741,7 @@ async fn wind_down(node: Arc<Node>, mut stopping: watch::Receiver<bool>) {
     }
     node.registry.clear();
     node.credentials.clear();
+    node.groups.clear();
     node.shared.clear();
 }
 

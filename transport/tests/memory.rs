@@ -6,7 +6,7 @@ mod support;
 use std::time::Duration;
 
 use phalanx_actors::{Actor, ChildSpec, Ctx, Handler, Message, Reply, Strategy, SupervisorSpec, System};
-use phalanx_transport::{Limits, Timings};
+use phalanx_transport::{Limits, Remote, Timings};
 use support::{evil::*, *};
 
 const MIB: usize = 1 << 20;
@@ -27,6 +27,8 @@ impl Handler<Echo> for Watched {
 }
 
 const MONITORS: u64 = 10_000;
+
+const MEMBERS: u64 = 10_000;
 
 /// Of four tells each.
 const ROUNDS: u64 = 80;
@@ -50,11 +52,12 @@ async fn one_peer_cannot_make_a_node_hold_more_than_its_limits_add_up_to() {
         reply_bytes: 4 * MIB,
         streams_open: 16,
         monitors: MONITORS as usize,
+        group_members: MEMBERS as usize,
         stream_window_bytes: 64 << 10,
         ..Limits::default()
     };
     let most = limits.peer_bytes_max();
-    assert!(most < 48 * MIB, "{most}");
+    assert!(most < 56 * MIB, "{most}");
     let (ca, node, decent) = scene_with(|config| {
         config.limits = limits.clone();
         config.timings = Timings { inbox_wait_ms: 1, idle_timeout_ms: 600_000, ..config.timings.clone() };
@@ -69,10 +72,13 @@ async fn one_peer_cannot_make_a_node_hold_more_than_its_limits_add_up_to() {
     let spec = SupervisorSpec::new("top", Strategy::OneForOne).child(ChildSpec::actor("watched", || Watched));
     let _supervisor = system.start(spec).await.expect("starts");
     node.expose::<Watched, Echo>("watched", system.named("top/watched"));
+    node.attach(&system).expect("the first");
+    let group = node.spread::<Echo>("g").expect("attached");
     // The client's own memory is small.
     let mut dial = Dial::new(&ca);
     dial.quic.send_window(256 << 10).stream_receive_window((1u32 << 10).into());
-    let (evil, mut control, _recv) = dial.dial(&ca, &node).await.expect("valid").welcome(&hello_of_boot(1)).await;
+    let (evil, mut control, _recv) =
+        dial.dial(&ca, &node).await.expect("valid").welcome(&hello(1, 2, CLUSTER, "evil")).await;
     serves(&ca, &node, &decent).await;
     let before = resident_bytes();
 
@@ -96,6 +102,17 @@ async fn one_peer_cannot_make_a_node_hold_more_than_its_limits_add_up_to() {
     within(control.write_all(&tell("nowhere", &Echo("seen".into())))).await.expect("open");
     until(|| node.peers().iter().any(|peer| &*peer.node == "evil" && peer.received_messages == 4 * ROUNDS + 1)).await;
     let monitors = resident_bytes().saturating_sub(before + tells);
+    // Twice as many members as are taken, and somebody who is told of each.
+    let (_, watch) = group.watch();
+    let names = ("g", Echo::NAME);
+    let none = News::Members { group: names.0, message: names.1, version: 1, version_min: 1, ids: vec![] };
+    within(control.write_all(&news(&none))).await.expect("open");
+    for n in 0..2 * MEMBERS / 1_000 {
+        let ids = (n * 1_000..(n + 1) * 1_000).collect();
+        within(control.write_all(&news(&News::Joined { group: names.0, message: names.1, ids }))).await.expect("open");
+    }
+    until(|| group.len() == MEMBERS as usize).await;
+    let members = resident_bytes().saturating_sub(before + tells + monitors);
     // Half-open streams of every kind, until no more is taken: large heads, large requests, heads without end, bodies.
     let head = open("stuck", &vec![7; MIB / 2]);
     let request = ask("stuck", &Echo("x".repeat(MIB / 2)));
@@ -121,14 +138,17 @@ async fn one_peer_cannot_make_a_node_hold_more_than_its_limits_add_up_to() {
     assert!(sent > 3 * most && streams.len() > 16, "{sent} bytes, {} streams: no flood", streams.len());
     let held = resident_bytes().saturating_sub(before);
     println!(
-        "{} KiB held of {} KiB allowed ({} KiB tells, {} KiB monitors), {} KiB sent",
+        "{} KiB held of {} KiB allowed ({} KiB tells, {} KiB monitors, {} KiB members), {} KiB sent",
         held >> 10,
         most >> 10,
         tells >> 10,
         monitors >> 10,
+        members >> 10,
         sent >> 10
     );
     assert!(held <= most, "{} KiB held, at most {} KiB are allowed", held >> 10, most >> 10);
+    assert!(members <= MEMBERS as usize * 512, "{members} bytes of {MEMBERS} members");
+    drop(watch);
     assert!(node.is_connected("evil"));
     serves(&ca, &node, &decent).await;
     close(&[&node, &decent]).await;

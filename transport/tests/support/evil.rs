@@ -197,6 +197,50 @@ pub fn open(path: &str, header: &[u8]) -> Vec<u8> {
     packed(9, &(path, Bytes::new(header)))
 }
 
+/// What a node announces of a group, as it is on the wire.
+#[derive(Serialize)]
+pub enum News<'a> {
+    Spread {
+        group: &'a str,
+        message: &'a str,
+        version: u16,
+        version_min: u16,
+    },
+    Members {
+        group: &'a str,
+        message: &'a str,
+        version: u16,
+        version_min: u16,
+        ids: Vec<u64>,
+    },
+    Joined {
+        group: &'a str,
+        message: &'a str,
+        ids: Vec<u64>,
+    },
+    Left {
+        group: &'a str,
+        message: &'a str,
+        ids: Vec<u64>,
+    },
+    Gone {
+        group: &'a str,
+        message: &'a str,
+    },
+    /// Of a kind that nobody knows.
+    Rumour(u64),
+}
+
+/// An announcement, whatever it says.
+pub fn announcement(body: &[u8]) -> Vec<u8> {
+    let tell = ("@groups", "groups/News", 1u16, Bytes::new(body));
+    packed(6, &tell)
+}
+
+pub fn news(news: &News<'_>) -> Vec<u8> {
+    announcement(&rmp_serde::to_vec(news).expect("encodes"))
+}
+
 pub const FOUR_GIGABYTES: [u8; 6] = [0xff, 0xff, 0xff, 0xff, 1, 6];
 
 /// A node with a decent peer beside the hostile one.
