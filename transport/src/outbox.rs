@@ -54,8 +54,8 @@ impl Outbox {
         {
             let mut state = self.state.lock();
             if !state.closed && !state.flows.admit(path, body_bytes) {
-                let (messages, bytes) = state.flows.held();
-                if messages >= self.messages_max || (messages > 0 && bytes + frame.len() > self.bytes_max) {
+                let (messages, bytes) = self.held(&state);
+                if messages >= self.messages_max || (bytes > 0 && bytes + frame.len() > self.bytes_max) {
                     return Err(PushError::Full);
                 }
                 state.flows.hold(path, frame, body_bytes);
@@ -68,6 +68,15 @@ impl Outbox {
         }
         self.filled.notify_one();
         Ok(())
+    }
+
+    /// What waits for credit, in messages and bytes, and what credit has moved into the buffer beyond its bound: a peer that
+    /// credits what it does not read makes no room by that.
+    fn held(&self, state: &State) -> (usize, usize) {
+        let (messages, bytes) = state.flows.held();
+        let messages_over = (state.messages + state.writing_messages).saturating_sub(self.messages_max);
+        let bytes_over = (state.buffer.len() + state.writing_bytes).saturating_sub(self.bytes_max);
+        (messages + messages_over, bytes + bytes_over)
     }
 
     /// Takes in what the receiver says about its inboxes.
@@ -159,7 +168,10 @@ impl Outbox {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
+    use crate::flow::Window;
 
     #[tokio::test]
     async fn a_burst_is_taken_as_one_batch_in_order() {
@@ -197,6 +209,35 @@ mod tests {
             outbox.push_unbounded(b"abcd").expect("urgent");
         }
         assert_eq!(outbox.push_unbounded(b"e"), Err(PushError::Full));
+    }
+
+    #[tokio::test]
+    async fn credit_for_what_is_not_read_makes_no_room_without_end() {
+        let outbox = Outbox::new(10, 1_000);
+        let tell = |bytes: usize| outbox.push_to("p", bytes, &vec![7; bytes]).map_or(0, |()| bytes);
+        let credit = || outbox.hear(Signal::Credit { path: "p".into(), messages: u32::MAX, bytes: u64::MAX });
+        outbox.hear(Signal::Window(Window { messages: 1, bytes: 1 }));
+        let flood = |bytes: usize| {
+            let told = (0..100).flat_map(|_| {
+                [tell(bytes), tell(bytes), {
+                    credit();
+                    0
+                }]
+            });
+            told.filter(|told| *told > 0).fold((0, 0), |(messages, all), bytes| (messages + 1, all + bytes))
+        };
+        // As many as may wait to be written, and as many as may wait for credit.
+        assert_eq!(flood(10), (20, 200));
+        // Taken is not written.
+        let mut written = outbox.take().await.expect("open").len();
+        assert_eq!(flood(10), (0, 0));
+        while written < 200 {
+            credit();
+            written += outbox.take().await.expect("open").len();
+        }
+        // Taking again says that it is written.
+        assert_eq!(outbox.take().now_or_never(), None);
+        assert_eq!(flood(300), (6, 1_800));
     }
 
     #[tokio::test]
