@@ -29,8 +29,9 @@ const SEEDS: u64 = 6;
 /// Nobody who was not heard for so long is up.
 const IDLE_TIMEOUT_MS: u64 = 400;
 
-/// Inbox of a slow receiver.
+/// Inbox of a slow receiver, and outbox of who tells it.
 const SLOW_INBOX_MESSAGES: usize = 3;
+const SLOW_OUTBOX_MESSAGES: usize = 40;
 
 /// How long the network suffers.
 const STORM: Duration = Duration::from_millis(2_000);
@@ -150,6 +151,7 @@ fn set(seed: u64) -> (Stage, Shared) {
         };
         if slow {
             config.limits.inbox_messages = SLOW_INBOX_MESSAGES;
+            config.limits.outbox_messages = SLOW_OUTBOX_MESSAGES;
         }
     });
     for name in NODES {

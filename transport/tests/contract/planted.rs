@@ -4,12 +4,12 @@
 
 use std::{sync::OnceLock, time::Duration};
 
-use phalanx_transport::{AskError, Exit, LossReason};
+use phalanx_transport::{AskError, Exit, LossReason, SendError};
 
 use crate::{
     IDLE_TIMEOUT_MS, NODES, QUIET, RECOVERY_MAX,
     promises::{PROMISES, Promise, downs, is_backlogged, lasts},
-    records::{Ask, Body, Boot, Change, Event, Flow, Handled, Records, Watch},
+    records::{Ask, Body, Boot, Change, Event, Flow, Handled, Records, Tell, Watch},
     recovered, set, simulate,
     weather::Weather,
     workload::answer,
@@ -21,6 +21,7 @@ const SEED: u64 = 2;
 const TELLS: &str = "tells_are_handled_at_most_once_and_in_order";
 const ONLY_THE_END: &str = "of_what_was_told_on_a_connection_only_the_end_can_be_lost";
 const LASTS: &str = "what_was_told_on_a_connection_that_lasts_is_handled";
+const REASON: &str = "tells_are_refused_for_a_reason";
 const REFUSED: &str = "what_was_refused_is_never_handled";
 const ENDS: &str = "every_ask_ends_by_its_deadline";
 const ASKS: &str = "asks_are_handled_at_most_once_and_answered_rightly";
@@ -194,10 +195,13 @@ fn the_last_tell_of_a_connection_that_lasts_lost_is_found() {
 
 #[test]
 fn a_refused_tell_or_datagram_that_is_handled_is_found() {
-    planted(REFUSED, |records| {
-        let (flow, told) = told(records, 3);
-        let (flow, number) = (flow.clone(), told[1].number);
-        records.tells.get_mut(&flow).expect("told").get_mut(number).expect("told").taken = false;
+    planted_in(Weather::Cuts, REFUSED, |records| {
+        let (flow, number) = (records.tells.iter())
+            .find_map(|(flow, tells)| Some((flow.clone(), tells.iter().position(|tell| !tell.is_taken())?)))
+            .expect("a refused tell");
+        let told = records.told.get_mut(&flow).expect("told");
+        let at = told.partition_point(|handled| handled.number < number);
+        told.insert(at, Handled { number, alone: true });
     });
     planted(REFUSED, |records| {
         let (flow, told) = told(records, 3);
@@ -209,6 +213,22 @@ fn a_refused_tell_or_datagram_that_is_handled_is_found() {
         let arrived = *records.datagrams.keys().next().expect("arrived");
         records.datagrams_refused.insert(arrived);
     });
+}
+
+#[test]
+fn a_tell_taken_without_a_connection_or_refused_without_a_reason_is_found() {
+    let plant = |plant: fn(&Flow, &mut Tell)| {
+        planted(REASON, |records| {
+            let before = records.tells.iter_mut().find(|(_, tells)| !tells[0].up);
+            let (flow, tells) = before.expect("a tell before the first connection");
+            plant(flow, &mut tells[0]);
+        });
+    };
+    plant(|_, tell| tell.refused = None);
+    plant(|flow, tell| tell.refused = Some(SendError::Full { node: flow.to.clone() }));
+    plant(|_, tell| tell.refused = Some(SendError::NoConnection { node: "another".into() }));
+    plant(|_, tell| tell.refused = Some(SendError::Closed));
+    plant(|_, tell| tell.up = true);
 }
 
 #[test]

@@ -1,14 +1,15 @@
-//! The contract's promises, one function each, held against what everybody saw. Each gives a line for each breach.
+//! The contract's promises, one function each, held against what everybody saw. Each gives a line for each breach, and for
+//! one fault no other does. Called by `main` on every history and by `planted` on false ones; must know nothing but records.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
 
-use phalanx_transport::{AskError, Exit, LossReason};
+use phalanx_transport::{AskError, Exit, LossReason, SendError};
 
 use crate::{
-    records::{Ask, Boot, Change, Flow, Handled, Lane, Records, Watch},
+    records::{Ask, Boot, Change, Flow, Handled, Lane, Records, Tell, Watch},
     workload::answer,
 };
 
@@ -21,13 +22,14 @@ const DRAIN_MAX: Duration = Duration::from_millis(100);
 pub type Promise = fn(&Records, &mut Vec<String>);
 
 /// Every promise, by its name.
-pub const PROMISES: [(&str, Promise); 11] = [
+pub const PROMISES: [(&str, Promise); 12] = [
     ("tells_are_handled_at_most_once_and_in_order", tells_are_handled_at_most_once_and_in_order),
     (
         "of_what_was_told_on_a_connection_only_the_end_can_be_lost",
         of_what_was_told_on_a_connection_only_the_end_can_be_lost,
     ),
     ("what_was_told_on_a_connection_that_lasts_is_handled", what_was_told_on_a_connection_that_lasts_is_handled),
+    ("tells_are_refused_for_a_reason", tells_are_refused_for_a_reason),
     ("what_was_refused_is_never_handled", what_was_refused_is_never_handled),
     ("every_ask_ends_by_its_deadline", every_ask_ends_by_its_deadline),
     ("asks_are_handled_at_most_once_and_answered_rightly", asks_are_handled_at_most_once_and_answered_rightly),
@@ -92,13 +94,31 @@ pub fn is_backlogged(records: &Records) -> bool {
     })
 }
 
+/// Without a connection a tell is refused at once; with one, only where a queue is full.
+fn tells_are_refused_for_a_reason(records: &Records, broken: &mut Vec<String>) {
+    for (flow, tells) in &records.tells {
+        for (number, tell) in tells.iter().enumerate() {
+            let right = match tell {
+                Tell { up, refused: None, .. } => *up,
+                Tell { up, refused: Some(SendError::Full { node }), .. } => *up && records.slow && *node == flow.to,
+                Tell { up, refused: Some(SendError::NoConnection { node }), .. } => !up && *node == flow.to,
+                Tell { refused: Some(SendError::Closed), .. } => records.gone.contains(&flow.from),
+                Tell { refused: Some(_), .. } => false,
+            };
+            if !right {
+                broken.push(format!("{flow:?}: {number} was taken or refused wrongly: {tell:?}"));
+            }
+        }
+    }
+}
+
 /// What a sender was told not to be sent is never handled.
 fn what_was_refused_is_never_handled(records: &Records, broken: &mut Vec<String>) {
     for (flow, told) in &records.told {
         let tells = records.tells.get(flow).map_or(&[][..], |tells| tells);
         for Handled { number, .. } in told {
             match tells.get(*number) {
-                Some(tell) if tell.taken => {}
+                Some(tell) if tell.is_taken() => {}
                 Some(_) => broken.push(format!("{flow:?}: {number} was handled, though `tell` had failed")),
                 None => broken.push(format!("{flow:?}: {number} was handled and never told")),
             }
@@ -312,12 +332,12 @@ fn by_connection(records: &Records) -> impl Iterator<Item = (&Flow, usize, Vec<u
     let counts = |flow: &Flow| !records.slow || flow.lane == Lane::Tells;
     records.tells.iter().filter(move |(flow, _)| counts(flow)).flat_map(|(flow, tells)| {
         let mut connections: BTreeMap<usize, (Vec<usize>, BTreeSet<usize>)> = BTreeMap::new();
-        for (number, tell) in tells.iter().enumerate().filter(|(_, tell)| tell.taken) {
+        for (number, tell) in tells.iter().enumerate().filter(|(_, tell)| tell.is_taken()) {
             connections.entry(tell.connection).or_default().0.push(number);
         }
         for Handled { number, .. } in records.told.get(flow).into_iter().flatten() {
             // What was never taken is another promise.
-            if let Some(tell) = tells.get(*number).filter(|tell| tell.taken) {
+            if let Some(tell) = tells.get(*number).filter(|tell| tell.is_taken()) {
                 connections.entry(tell.connection).or_default().1.insert(*number);
             }
         }

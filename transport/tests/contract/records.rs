@@ -8,7 +8,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use phalanx_transport::{AskError, Exit, LossReason};
+use phalanx_transport::{AskError, Exit, LossReason, SendError};
 
 pub type Shared = Arc<Mutex<Records>>;
 
@@ -35,8 +35,17 @@ pub struct Flow {
 pub struct Tell {
     /// Which of the sender's connections to the receiver it was told on, counted from 1; 0 before the first.
     pub connection: usize,
+    /// Whether that connection was up.
+    pub up: bool,
+    /// What `tell` said when it did not take it.
+    pub refused: Option<SendError>,
+}
+
+impl Tell {
     /// Whether `tell` said `Ok`.
-    pub taken: bool,
+    pub fn is_taken(&self) -> bool {
+        self.refused.is_none()
+    }
 }
 
 /// One handling of a tell.
@@ -103,7 +112,7 @@ pub struct Body {
 
 #[derive(Clone, Debug, Default)]
 pub struct Records {
-    /// Receivers take their time, and their inboxes are small: control tells may be dropped.
+    /// Receivers take their time, and all queues are short: tells may be refused, and control tells dropped.
     pub slow: bool,
     /// Nobody starts anything new.
     pub quiet: bool,
@@ -147,7 +156,7 @@ impl Records {
 
     /// How much of everything there was, so that nobody takes an empty run for a good one.
     pub fn summary(&self) -> String {
-        let taken: usize = self.tells.values().map(|flow| flow.iter().filter(|tell| tell.taken).count()).sum();
+        let taken: usize = self.tells.values().map(|flow| flow.iter().filter(|tell| tell.is_taken()).count()).sum();
         let told: usize = self.told.values().map(Vec::len).sum();
         let answered = self.asks.values().filter(|ask| matches!(ask.ended, Some((_, Ok(_))))).count();
         let fired = self.watches.values().filter(|watch| !watch.fired.is_empty()).count();

@@ -1,5 +1,5 @@
-//! What the network and the machines suffer, at random: the script's part of a simulation, called by `main`. Decides nothing about
-//! what is right; that is the promises'.
+//! What the network and the machines suffer, at random: the script's part of a simulation, called by `main`. Must decide
+//! nothing about what is right; that is the promises'.
 
 use std::time::Duration;
 

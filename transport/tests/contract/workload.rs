@@ -1,4 +1,5 @@
-//! What the nodes do: everything that the transport offers, at random, all at once.
+//! What the nodes do: everything that the transport offers, at random, all at once, and all of it recorded. Started by
+//! `main` at each boot. Must judge nothing but what no record can hold: bytes that are not those that were sent.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::broadcast,
+    task::unconstrained,
     time::{sleep, timeout},
 };
 
@@ -260,7 +262,7 @@ impl Task {
             .extract_if(.., |(to, on, ..)| (*to, *on) == (peer, connection))
             .collect::<Vec<_>>();
         for (_, _, id, monitor) in judged {
-            if monitor.now_or_never().is_none()
+            if unconstrained(monitor).now_or_never().is_none()
                 && let Some(watch) = self.records.lock().watches.get_mut(&id)
             {
                 watch.late = true;
@@ -382,7 +384,7 @@ impl Task {
                 let path = if burst.is_some() { PATHS[1] } else { PATHS[random.random_range(0..2)] };
                 let control = burst.is_none() && random.random_bool(0.4);
                 let lane = if control { Lane::Control } else { Lane::Tells };
-                let (connection, _) = self.links.borrow_mut().count(to);
+                let (connection, up) = self.links.borrow_mut().count(to);
                 let flow = Flow { from: self.boot.clone(), to: to.into(), lane, path: path.into() };
                 let mut records = self.records.lock();
                 let tells = records.tells.entry(flow).or_default();
@@ -390,7 +392,7 @@ impl Task {
                 let transport = &self.node.transport;
                 let taken =
                     if control { transport.tell_control(to, path, &told) } else { transport.tell(to, path, &told) };
-                tells.push(Tell { connection, taken: taken.is_ok() });
+                tells.push(Tell { connection, up, refused: taken.err() });
             }
         }
     }
