@@ -350,6 +350,45 @@ fn never_after_what_was_told_on_the_next(dialer: &'static str) {
 }
 
 #[test]
+fn what_arrived_before_an_orderly_close_is_handled_also_when_its_lane_stands_still() {
+    const TOLD: u64 = 16;
+    let mut stage = Stage::new(20, ms(5)..=ms(5));
+    stage.configure(|config| config.limits.inbox_messages = 2);
+    stage.node("a", |node| {
+        let mut events = node.transport.events();
+        let transport = node.transport.clone();
+        node.spawn(async move {
+            while !matches!(events.recv().await, Ok(PeerEvent::Up { .. })) {}
+            // Before a window was heard, so that it is the receiver's lane that stands still; for less than it may.
+            (0..TOLD).for_each(|n| transport.tell("b", "slow", &Number(n)).expect("room"));
+            transport.close().await;
+        });
+    });
+    stage.node("b", |node| {
+        node.transport.set_peer("a", addr("a"));
+        let (sender, mut numbers) = tokio::sync::mpsc::unbounded_channel();
+        node.transport.serve::<Number, _, _>("slow", move |_, Number(n)| {
+            let sender = sender.clone();
+            async move {
+                tokio::time::sleep(ms(5)).await;
+                sender.send(n).map_err(|e| e.to_string()).map(|()| n)
+            }
+        });
+        let told = node.clone();
+        node.spawn(async move {
+            while let Some(n) = numbers.recv().await {
+                told.note(format_args!("told {n}"));
+            }
+        });
+    });
+    stage.until_noted(0, "b/1: down a/1: closed by the peer");
+    stage.pass(ms(500));
+    let history = stage.history();
+    let told: Vec<u64> = history.lines().filter_map(|line| line.split_once("told ")?.1.parse().ok()).collect();
+    assert_eq!(told, (0..TOLD).collect::<Vec<_>>(), "{history}");
+}
+
+#[test]
 fn every_monitor_has_fired_when_the_down_is_seen() {
     let mut stage = Stage::new(19, ms(1)..=ms(5));
     stage.node("a", |node| node.transport.set_peer("b", addr("b")));
