@@ -31,6 +31,7 @@ const IDLE_TIMEOUT_MS: u64 = 400;
 
 /// Inbox of a slow receiver, and outbox of who tells it.
 const SLOW_INBOX_MESSAGES: usize = 3;
+const SLOW_INBOX_BYTES: usize = 2_000;
 const SLOW_OUTBOX_MESSAGES: usize = 40;
 
 /// How long the network suffers.
@@ -151,6 +152,7 @@ fn set(seed: u64) -> (Stage, Shared) {
         };
         if slow {
             config.limits.inbox_messages = SLOW_INBOX_MESSAGES;
+            config.limits.inbox_bytes = SLOW_INBOX_BYTES;
             config.limits.outbox_messages = SLOW_OUTBOX_MESSAGES;
         }
     });

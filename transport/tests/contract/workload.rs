@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    NODES,
+    NODES, SLOW_INBOX_BYTES,
     records::{Ask, Body, Boot, Change, Event, Flow, Handled, Lane, Shared, Tell, Watch},
 };
 
@@ -45,6 +45,8 @@ struct Told {
     control: bool,
     path: String,
     number: usize,
+    #[serde(with = "serde_bytes")]
+    padding: Vec<u8>,
 }
 
 impl Remote for Told {
@@ -156,7 +158,8 @@ async fn probe(node: Node, to: &'static str, records: Shared) {
         let id = records.lock().number();
         let question = Question { id, takes_ms: 0 };
         let answered = node.transport.ask(to, "p", &question, ms(1_000)).await == Ok(answer(id));
-        let told = Told { from: ("probe".into(), id), control: false, path: "probe".into(), number: 0 };
+        let told =
+            Told { from: ("probe".into(), id), control: false, path: "probe".into(), number: 0, padding: vec![] };
         if answered
             && node.transport.tell(to, "probe", &told).is_ok()
             && node.transport.monitor(to, NOTHING).await.reason == Exit::NoProc
@@ -387,8 +390,11 @@ impl Task {
                 let (connection, up) = self.links.borrow_mut().count(to);
                 let flow = Flow { from: self.boot.clone(), to: to.into(), lane, path: path.into() };
                 let mut records = self.records.lock();
+                // So that a small one would fit where a large one before it does not.
+                let padding = vec![7; if records.slow { random.random_range(0..SLOW_INBOX_BYTES) } else { 0 }];
                 let tells = records.tells.entry(flow).or_default();
-                let told = Told { from: self.boot.clone(), control, path: path.into(), number: tells.len() };
+                let number = tells.len();
+                let told = Told { from: self.boot.clone(), control, path: path.into(), number, padding };
                 let transport = &self.node.transport;
                 let taken =
                     if control { transport.tell_control(to, path, &told) } else { transport.tell(to, path, &told) };
