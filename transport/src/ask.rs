@@ -12,9 +12,10 @@ use tokio::{
 
 use crate::{
     driven::sending_at_once,
-    endpoint::{Node, Phase, guarded},
+    endpoint::{Node, Phase},
     error::{AskError, SendError},
     frame::{Ask, EncodeError, Kind, More, Open, check_sent, encode, status},
+    guard::guarded,
     link::{BODY_PRIORITY, Link, MESSAGE_PRIORITY, ReadFrameError, read_reply},
     peer::Counters,
     remote::Envelope,

@@ -2,9 +2,7 @@
 //! transport's runtime; who may be connected is decided in `hello`, what happens to a link in `peer`.
 
 use std::{
-    any::Any,
     collections::HashMap,
-    future::Future,
     net::SocketAddr,
     panic::AssertUnwindSafe,
     sync::{
@@ -15,9 +13,8 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::FutureExt;
 use parking_lot::{Mutex, RwLock};
-use phalanx_actors::{AnyRef, Trace};
+use phalanx_actors::AnyRef;
 use quinn::{Connection, ConnectionError, Endpoint, Incoming, VarInt};
 use rustls::pki_types::CertificateDer;
 use tokio::{
@@ -34,6 +31,7 @@ use crate::{
     fault::FaultTable,
     frame::{Ask, FRAME_VERSION, Frame, FrameError, Kind, MAX_HELLO_BYTES, Reply, Tell, encode, status},
     groups::Groups,
+    guard::{guarded, traced},
     handshakes::{Admission, Handshakes, Place},
     hello::{Hello, Me, Origin, Verdict, Welcome},
     inbox::{Bounds, Inboxes},
@@ -341,14 +339,6 @@ impl Node {
     }
 }
 
-/// Handles a message in the span that it was sent in, if any.
-pub(crate) async fn traced<F: Future>(trace: Option<&str>, handling: F) -> F::Output {
-    match trace.and_then(|trace| trace.parse::<Trace>().ok()) {
-        Some(trace) => trace.scope_async(handling).await,
-        None => handling.await,
-    }
-}
-
 /// Whoever takes a message.
 enum Taker {
     Served(MessageHandler),
@@ -375,25 +365,6 @@ fn inboxes(handlers: &Handle, limits: &Limits, timings: &Timings) -> Arc<Inboxes
         },
         Duration::from_millis(timings.inbox_wait_ms),
     ))
-}
-
-/// Runs a handler so that its panic is a failure of this one message.
-pub(crate) async fn guarded<T, F: Future<Output = Result<T, Failure>>>(
-    handler: impl FnOnce() -> F,
-) -> Result<T, Failure> {
-    let handling = async { handler().await };
-    AssertUnwindSafe(handling).catch_unwind().await.unwrap_or_else(|panic| Err(panicked(&*panic)))
-}
-
-/// What a handler's panic is to whoever sent the message.
-pub(crate) fn panicked(panic: &(dyn Any + Send)) -> Failure {
-    let message = panic
-        .downcast_ref::<&str>()
-        .map(|s| (*s).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".into());
-    tracing::error!("a handler panicked: {message}");
-    Failure::Failed(format!("the handler panicked: {message}"))
 }
 
 /// Version, length of the path, path, body.

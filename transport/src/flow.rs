@@ -405,7 +405,70 @@ mod tests {
         assert_eq!(flows.paths.len(), PATHS_MAX);
     }
 
+    /// What a sender does and a peer says, true or not.
+    #[derive(Clone, Debug)]
+    enum Act {
+        Tell { path: usize, bytes: usize },
+        Window(u32, u64),
+        Credit { path: usize, messages: u32, bytes: u64 },
+    }
+
+    const PATHS: [&str; 4] = ["p", "q", "r", "never told"];
+
+    fn act() -> impl Strategy<Value = Act> {
+        let messages = || prop_oneof![Just(0), 1..4u32, Just(u32::MAX), any::<u32>()];
+        let bytes = || prop_oneof![Just(0), 1..400u64, Just(u64::MAX), any::<u64>()];
+        let told = prop_oneof![8 => 0..400usize, 1 => Just(BODY.len())];
+        prop_oneof![
+            4 => (0..3usize, told).prop_map(|(path, bytes)| Act::Tell { path, bytes }),
+            1 => (messages(), bytes()).prop_map(|(messages, bytes)| Act::Window(messages, bytes)),
+            4 => (0..PATHS.len(), messages(), bytes()).prop_map(|(path, messages, bytes)| Act::Credit { path, messages, bytes }),
+        ]
+    }
+
     proptest! {
+        /// Whatever a peer says: what is held goes in its order, once, and only when its own path is credited; no more is
+        /// counted than was told, and no number is too large.
+        #[test]
+        fn a_peer_that_lies_about_its_credit_gets_each_path_in_order_and_nothing_twice(
+            acts in prop::collection::vec(act(), 1..200),
+        ) {
+            let mut flows = Flows::default();
+            let mut held: [VecDeque<u32>; 3] = Default::default();
+            for (n, act) in (0u32..).zip(acts) {
+                match act {
+                    Act::Tell { path, bytes } => {
+                        let admitted = admit(&mut flows, PATHS[path], bytes);
+                        // Never past one that is held.
+                        prop_assert!(!admitted || held[path].is_empty());
+                        if !admitted {
+                            flows.hold(PATHS[path], &n.to_be_bytes(), bytes);
+                            held[path].push_back(n);
+                        } else if n % 5 == 0 {
+                            flows.give_back(PATHS[path], bytes);
+                        }
+                    }
+                    Act::Window(messages, bytes) => {
+                        let mut released = 0;
+                        flows.hear(Signal::Window(Window { messages, bytes }), |_| released += 1);
+                        prop_assert_eq!(released, 0);
+                    }
+                    Act::Credit { path, messages, bytes } => {
+                        let mut released = vec![];
+                        let credit = Signal::Credit { path: PATHS[path].into(), messages, bytes };
+                        flows.hear(credit, |frame| released.push(frame.to_vec()));
+                        for frame in released {
+                            let next = held.get_mut(path).and_then(VecDeque::pop_front);
+                            prop_assert_eq!(next.map(|n| n.to_be_bytes().to_vec()), Some(frame));
+                        }
+                    }
+                }
+                let waiting: usize = held.iter().map(VecDeque::len).sum();
+                prop_assert_eq!(flows.held(), (waiting, 4 * waiting));
+                prop_assert!(flows.paths.len() <= 3);
+            }
+        }
+
         /// Whatever the sizes: never more than a window waits at the receiver, everything arrives, in order.
         #[test]
         fn all_arrives_in_order_and_an_inbox_never_overflows(

@@ -37,9 +37,11 @@ mod frame;
 #[doc(hidden)]
 pub mod fuzzing;
 mod groups;
+mod guard;
 mod handshakes;
 mod hello;
 mod inbox;
+mod lane;
 mod link;
 mod monitor;
 mod network;

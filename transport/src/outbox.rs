@@ -156,7 +156,7 @@ impl Outbox {
         numbered: Numbered,
         dialect: Dialect,
     ) -> Result<(), TellError> {
-        let (messages, bytes) = state.flows.held();
+        let (messages, bytes) = self.held(state);
         // No more than is left for the others: so there is always some left, however many paths are slow.
         let (own_messages, own_bytes) = state.flows.held_for(letter.path);
         let many = own_messages >= self.messages_max.saturating_sub(messages);
@@ -168,6 +168,15 @@ impl Outbox {
         put_letter(&mut frame, letter, numbered, dialect).map_err(TellError::Encode)?;
         state.flows.hold(letter.path, &frame, letter.body.len());
         Ok(())
+    }
+
+    /// What waits for credit, in messages and bytes, and what credit has moved into the buffer beyond its bound: a peer that
+    /// credits what it does not read makes no room by that.
+    fn held(&self, state: &State) -> (usize, usize) {
+        let (messages, bytes) = state.flows.held();
+        let messages_over = (state.messages + state.writing_messages).saturating_sub(self.messages_max);
+        let bytes_over = (state.bytes() + state.writing_bytes).saturating_sub(self.bytes_max);
+        (messages + messages_over, bytes + bytes_over)
     }
 
     /// Takes in what the receiver says about its inboxes.
@@ -258,8 +267,10 @@ fn put_letter(
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
-    use crate::remote::Envelope;
+    use crate::{flow::Window, remote::Envelope};
 
     const DIALECT: Dialect = Dialect { references: true, routes: true, frame_bytes: 1_000 };
     const MESSAGE: Envelope<'static> = Envelope { name: "m", version: 1, version_min: 1 };
@@ -309,6 +320,35 @@ mod tests {
             outbox.push_unbounded(b"abcd").expect("urgent");
         }
         assert_eq!(outbox.push_unbounded(b"e"), Err(PushError::Full));
+    }
+
+    #[tokio::test]
+    async fn credit_for_what_is_not_read_makes_no_room_without_end() {
+        let outbox = Outbox::new(10, 1_000);
+        let tell = |bytes: usize| outbox.tell(&letter("p", &vec![7; bytes]), DIALECT).map_or(0, |()| bytes);
+        let credit = || outbox.hear(Signal::Credit { path: "p".into(), messages: u32::MAX, bytes: u64::MAX });
+        outbox.hear(Signal::Window(Window { messages: 1, bytes: 1 }));
+        let flood = |bytes: usize| {
+            let told = (0..100).flat_map(|_| {
+                [tell(bytes), tell(bytes), {
+                    credit();
+                    0
+                }]
+            });
+            told.filter(|told| *told > 0).fold((0, 0), |(messages, all), bytes| (messages + 1, all + bytes))
+        };
+        // As many as may wait to be written, and as many as may wait for credit.
+        assert_eq!(flood(10), (20, 200));
+        // Taken is not written.
+        let mut written = outbox.take().await.expect("open").concat().len();
+        assert_eq!(flood(10), (0, 0));
+        while written < 200 {
+            credit();
+            written += outbox.take().await.expect("open").concat().len();
+        }
+        // Taking again says that it is written.
+        assert_eq!(outbox.take().now_or_never(), None);
+        assert_eq!(flood(300), (6, 1_800));
     }
 
     #[tokio::test]

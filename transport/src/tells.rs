@@ -10,9 +10,10 @@ use futures::future::BoxFuture;
 use phalanx_actors::{Actor, Ref, Trace};
 
 use crate::{
-    endpoint::{Node, guarded, panicked},
+    endpoint::Node,
     event::Peer,
     frame::{Route, Tell},
+    guard::{guarded, panicked},
     inbox::{Receiver, Sink},
     link::Link,
     peer::Counters,

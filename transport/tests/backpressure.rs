@@ -1,12 +1,16 @@
-//! A slow receiver slows its senders, not its neighbours: in virtual time, so by what happened and not by how long it took.
+//! A slow receiver slows its senders, not its neighbours, and one that stands still for a while loses nothing: in virtual
+//! time, so by what happened and not by how long it took. Simulated nodes, run by `cargo test`; must not depend on a clock.
 
-use std::{ops::Range, time::Duration};
+use std::{future::Future, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use phalanx_transport::{Exit, Remote, SendError};
 use phalanx_transport_sim::{Node, Stage, addr};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    sync::watch,
+};
 
 /// Messages that an inbox and an outbox hold here.
 const INBOX_MESSAGES: usize = 16;
@@ -59,11 +63,19 @@ fn stage(seed: u64) -> Stage {
 }
 
 fn serve(node: &Node, path: &'static str, takes: Duration) {
+    serve_after(node, path, move || tokio::time::sleep(takes));
+}
+
+/// Each message is handled once what `wait` gives has come to its end.
+fn serve_after<F>(node: &Node, path: &'static str, wait: impl Fn() -> F + Send + Sync + 'static)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let (sender, mut handled) = tokio::sync::mpsc::unbounded_channel();
     node.transport.serve::<Piece, _, _>(path, move |peer, Piece(n, _)| {
-        let sender = sender.clone();
+        let (sender, waiting) = (sender.clone(), wait());
         async move {
-            tokio::time::sleep(takes).await;
+            waiting.await;
             sender.send((peer.node, n)).map_err(|e| e.to_string())?;
             Ok(n)
         }
@@ -211,5 +223,109 @@ fn is_stopped(written: &phalanx_transport_sim::Started<usize>) -> bool {
             true
         }
         None => false,
+    }
+}
+
+/// `b` serves `still`, where nothing is handled but while it is awake.
+fn serve_still(stage: &mut Stage) -> Arc<watch::Sender<bool>> {
+    let awake = Arc::new(watch::Sender::new(true));
+    let wakes = awake.clone();
+    stage.run("b", move |node| {
+        serve_after(&node, "still", move || {
+            let mut awake = wakes.subscribe();
+            async move {
+                // The sender lives as long as the path is served.
+                let _ = awake.wait_for(|awake| *awake).await;
+            }
+        });
+        std::future::ready(())
+    });
+    awake
+}
+
+/// Nothing reaches `b` for so long, nothing leaves it, and nothing is handled there; then all comes at once.
+fn stand_still(stage: &mut Stage, awake: &watch::Sender<bool>, time: Duration) {
+    ["a", "c"].iter().for_each(|other| stage.hold("b", other));
+    awake.send_replace(false);
+    stage.pass(time);
+    awake.send_replace(true);
+    ["a", "c"].iter().for_each(|other| stage.release("b", other));
+}
+
+/// Tells `still` of `b` from `first` on, whatever is taken in this time; gives the next number, and how often it was refused.
+async fn tell_for(node: Node, first: u64, time: Duration) -> (u64, usize) {
+    let (mut next, mut refused) = (first, 0);
+    let end = tokio::time::Instant::now() + time;
+    while tokio::time::Instant::now() < end {
+        match node.transport.tell("b", "still", &piece(next)) {
+            Ok(()) => next += 1,
+            Err(_) => refused += 1,
+        }
+        tokio::time::sleep(ms(1)).await;
+    }
+    (next, refused)
+}
+
+/// What `b` handled of `a` at `still`, in the order of handling.
+fn handled_still(history: &str) -> Vec<u64> {
+    let number = |line: &str| line.split_once("b/1: still handled ")?.1.strip_suffix(" of a")?.parse().ok();
+    history.lines().filter_map(number).collect()
+}
+
+#[test]
+fn a_receiver_that_stands_still_for_a_while_handles_everything_in_order_when_it_goes_on() {
+    for seed in 5..10 {
+        let mut stage = stage(seed);
+        let awake = serve_still(&mut stage);
+        let (from, mut told) = (stage.noted(), 0);
+        // Less than the idle timeout, with what a keep-alive and a packet's way may take of it.
+        for still in [30, 150, 400, 650, 650] {
+            let telling = stage.start("a", move |node| tell_for(node, told, ms(still + 200)));
+            stage.pass(ms(50));
+            stage.run("c", tell(0..10, "b", "quick"));
+            stand_still(&mut stage, &awake, ms(still));
+            let mut done = None;
+            stage.until(|_| {
+                done = telling.take();
+                done.is_some()
+            });
+            let (next, refused) = done.expect("told");
+            // What an inbox holds is on its way, what an outbox holds waits here; the rest waits with who tells.
+            let room = INBOX_MESSAGES + OUTBOX_MESSAGES;
+            assert!(still as usize <= room || refused > 0, "{still} ms, {} told, none refused", next - told);
+            told = next;
+        }
+        stage.until_noted(from, &format!("still handled {} of a", told - 1));
+        let history = stage.history();
+        assert_eq!(handled_still(&history), (0..told).collect::<Vec<_>>(), "seed {seed}");
+        assert!(!history.contains(": down "), "{history}");
+        assert_eq!(history.matches("quick handled 9 of c").count(), 5, "{history}");
+        assert_eq!(stage.run("b", |node| async move { node.transport.peers()[0].dropped_messages }), 0);
+    }
+}
+
+#[test]
+fn a_receiver_that_stands_still_for_too_long_loses_the_end_of_that_connection_and_nothing_of_the_next() {
+    for seed in 10..15 {
+        let mut stage = stage(seed);
+        let awake = serve_still(&mut stage);
+        let from = stage.noted();
+        let telling = stage.start("a", |node| tell_for(node, 0, ms(500)));
+        stage.pass(ms(100));
+        stand_still(&mut stage, &awake, ms(2_500));
+        let (told, refused) = telling.take().expect("told");
+        assert!(refused > 0);
+        // Before it went on, both had given each other up.
+        let down = stage.until_noted(from, "a/1: down b/1");
+        stage.until_noted(from, "b/1: down a/1");
+        stage.until_noted(down, "a/1: up b/1");
+        stage.run("a", tell(1_000..1_060, "b", "still"));
+        stage.until_noted(down, "still handled 1059 of a");
+        stage.pass(ms(3_000));
+        let handled = handled_still(&stage.history());
+        let lost = handled.iter().position(|n| *n >= 1_000).expect("the second connection's");
+        assert!((50..told as usize).contains(&lost), "seed {seed}: {lost} of {told}");
+        assert_eq!(handled[..lost], (0..lost as u64).collect::<Vec<_>>(), "seed {seed}");
+        assert_eq!(handled[lost..], (1_000..1_060).collect::<Vec<_>>(), "seed {seed}");
     }
 }

@@ -475,6 +475,87 @@ async fn a_flood_of_tells_to_a_stuck_path_is_dropped_and_starves_nobody() {
     close(&[&node, &decent]).await;
 }
 
+/// Everything that a peer can say about the room in its inboxes, and has no reason to say.
+fn lies(path: &str) -> Vec<u8> {
+    let windows = [(0, 0), (u32::MAX, u64::MAX), (1, u64::MAX), (u32::MAX, 1)];
+    let credits = [(u32::MAX, u64::MAX), (u32::MAX, 0), (0, u64::MAX), (0, 0), (1_000, 1_000)];
+    let windows = windows.into_iter().map(|(messages, bytes)| window(messages, bytes));
+    let credits = credits.into_iter().flat_map(|(messages, bytes)| {
+        [path, "never/told", ""].into_iter().map(move |path| credit(path, messages, bytes))
+    });
+    windows.chain(credits).flatten().collect()
+}
+
+#[tokio::test]
+async fn credit_for_what_it_does_not_read_makes_a_node_hold_no_more() {
+    const OUTBOX_BYTES: usize = 64 << 10;
+    for first in [window(0, 0), window(40, 4 << 10), window(u32::MAX, u64::MAX)] {
+        let (ca, node, decent) = scene_with(|config| config.limits.outbox_bytes = OUTBOX_BYTES).await;
+        let (evil, mut control, _recv) =
+            deaf(&ca, 1 << 10).dial(&ca, &node).await.expect("valid").welcome(&hello_of_boot(1)).await;
+        control.write_all(&first).await.expect("open");
+        let told = Echo("x".repeat(1_000));
+        let mut held = 0;
+        for round in 1..=100 {
+            for _ in 0..20 {
+                held += node.tell("evil", "p", &told).map_or(0, |()| 1_000);
+            }
+            control.write_all(&lies("p")).await.expect("open");
+            // Whatever comes after them on their lane.
+            control.write_all(&tell("nowhere", &Echo("seen".into()))).await.expect("open");
+            until(|| of_evil(&node).received_messages == round).await;
+        }
+        // What waits to be written, what waits for credit, and what fits into the stream.
+        let most = 2 * OUTBOX_BYTES + (2 << 10);
+        assert!((OUTBOX_BYTES * 9 / 10..=most).contains(&held), "{held} bytes held");
+        // Its other lane, and everybody else.
+        node.tell_control("evil", "p", &told).expect("room");
+        assert!(evil.conn.close_reason().is_none() && node.is_connected("evil"));
+        serves(&ca, &node, &decent).await;
+        close(&[&node, &decent]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_path_that_is_given_no_credit_or_too_much_of_it_stops_no_other() {
+    let (ca, node, decent) = scene_with(|config| config.limits.outbox_messages = 50).await;
+    let (evil, mut control, _recv) = Evil::welcomed(&ca, &node).await;
+    // A window of one message, and then never anything for `stuck`.
+    control.write_all(&window(0, 0)).await.expect("open");
+    control.write_all(&tell("nowhere", &Echo("seen".into()))).await.expect("open");
+    until(|| of_evil(&node).received_messages == 1).await;
+    let told = (0..200).filter(|n| node.tell("evil", "stuck", &Number(*n)).is_ok()).count();
+    // On its way, and held.
+    assert_eq!(told, 51);
+    let mut lane = within(evil.conn.accept_uni()).await.expect("told");
+    for n in 0..100u64 {
+        within(async {
+            while node.tell("evil", "quick", &Number(n)).is_err() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+        // Credit for what was not told yet, and more than there was.
+        let credits = [credit("quick", u32::MAX, u64::MAX), credit("never/told", 1, 1)].concat();
+        control.write_all(&credits).await.expect("open");
+    }
+    let mut expected = tell("stuck", &Number(0));
+    expected.extend((0..100).flat_map(|n| tell("quick", &Number(n))));
+    let mut read = vec![0; expected.len()];
+    within(lane.read_exact(&mut read)).await.expect("open");
+    assert_eq!(read, expected);
+    // At last.
+    for _ in 0..50 {
+        control.write_all(&credit("stuck", 1, 1)).await.expect("open");
+    }
+    let expected: Vec<u8> = (1..51).flat_map(|n| tell("stuck", &Number(n))).collect();
+    let mut read = vec![0; expected.len()];
+    within(lane.read_exact(&mut read)).await.expect("open");
+    assert_eq!(read, expected);
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
+}
+
 #[tokio::test]
 async fn tells_by_numbers_go_where_the_numbers_say_and_no_more_are_kept_than_the_limit() {
     let (ca, node, decent) = scene().await;
@@ -508,6 +589,46 @@ async fn tells_by_numbers_go_where_the_numbers_say_and_no_more_are_kept_than_the
     }
     let told = evil.thrown_out().await;
     assert!(told.contains("route 10 is not"), "{told}");
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn names_that_are_too_long_cost_the_connection() {
+    let (ca, node, decent) = scene().await;
+    let (long, longest) = ("p".repeat(513), "p".repeat(512));
+    let told = |bytes: Vec<u8>, control: bool| {
+        let (ca, node) = (&ca, &node);
+        async move {
+            let (evil, mut lane, _recv) = Evil::welcomed(ca, node).await;
+            let mut uni = evil.conn.open_uni().await.expect("the first");
+            let lane = if control { &mut lane } else { &mut uni };
+            within(lane.write_all(&bytes)).await.expect("open");
+            evil.thrown_out().await
+        }
+    };
+    let too_long = "path or message name of 513 bytes, the limit is 512";
+    for (bytes, control) in [
+        (tell(&long, &Echo("x".into())), false),
+        (tell(&long, &Echo("x".into())), true),
+        (route(0, &long), false),
+        (monitor(1, &long), true),
+    ] {
+        assert_eq!(told(bytes, control).await, too_long);
+    }
+    for request in [ask(&long, &Echo("x".into())), open(&long, b"")] {
+        let (evil, _control, _recv) = Evil::welcomed(&ca, &node).await;
+        let (mut send, _reply) = evil.conn.open_bi().await.expect("open");
+        within(send.write_all(&request)).await.expect("open");
+        assert_eq!(evil.thrown_out().await, too_long);
+    }
+    // Nor is one sent.
+    let sent = decent.tell("a", &long, &Echo("x".into()));
+    assert!(matches!(sent, Err(phalanx_transport::SendError::TooLarge { bytes: 513, limit: 512 })), "{sent:?}");
+    let asked = within(decent.ask("a", &long, &Echo("x".into()), PATIENCE)).await;
+    assert!(matches!(asked, Err(phalanx_transport::AskError::TooLarge { bytes: 513, limit: 512 })), "{asked:?}");
+    assert_eq!(within(decent.monitor("a", &long)).await.reason, phalanx_actors::Exit::NoConnection);
+    assert_eq!(decent.tell("a", &longest, &Echo("x".into())), Ok(()));
     serves(&ca, &node, &decent).await;
     close(&[&node, &decent]).await;
 }

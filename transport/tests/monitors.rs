@@ -2,7 +2,8 @@
 
 mod support;
 
-use phalanx_transport::{Direction, Down, Exit};
+use futures::FutureExt;
+use phalanx_transport::{Direction, Down, Exit, PeerEvent, Transport};
 use support::*;
 
 #[tokio::test]
@@ -80,4 +81,44 @@ async fn a_monitor_of_a_restarted_node_is_no_connection_not_the_new_incarnations
     b2.set_peer("a", a.local_addr());
     assert_eq!(within(monitor).await.reason, Exit::NoConnection);
     close(&[&a, &b, &b2]).await;
+}
+
+#[tokio::test]
+async fn when_the_down_is_seen_every_monitor_has_fired() {
+    let (_ca, a, b) = pair().await;
+    serve_echo(&b, "echo");
+    let mut events = a.events();
+    let monitors: Vec<_> = (0..50_000).map(|_| a.monitor("b", "echo")).collect();
+    // Not waited for: the Down must be seen as soon as it is told, by this thread, while another fires the monitors.
+    let closing = tokio::spawn(async move { close(&[&b]).await });
+    event(&mut events, |event| matches!(event, PeerEvent::Down { .. })).await;
+    // The last first, for they are fired in the order in which they were set.
+    for monitor in monitors.into_iter().rev() {
+        // Polled so often that tokio would have it yield.
+        let fired = tokio::task::unconstrained(monitor).now_or_never();
+        assert_eq!(fired.map(|down| down.reason), Some(Exit::NoConnection));
+    }
+    within(closing).await.expect("no panic");
+    close(&[&a]).await;
+}
+
+#[tokio::test]
+async fn monitors_that_were_dropped_take_no_place_on_either_side() {
+    let ca = Ca::new();
+    let mut configs = [ca.config("a", 1), ca.config("b", 1)];
+    configs.iter_mut().for_each(|config| config.limits.monitors = 10);
+    let [a, b] = configs.map(|config| Transport::start(config).expect("starts"));
+    connect(&a, &b).await;
+    serve_echo(&b, "echo");
+    for _ in 0..100 {
+        let dropped: Vec<_> = (0..9).map(|_| a.monitor("b", "echo")).collect();
+        // There, and so were those before it.
+        assert_eq!(within(a.monitor("b", "nothing")).await.reason, Exit::NoProc);
+        drop(dropped);
+    }
+    let kept = a.monitor("b", "echo");
+    assert_eq!(within(a.monitor("b", "nothing")).await.reason, Exit::NoProc);
+    b.unserve("echo");
+    assert_eq!(within(kept).await.reason, Exit::Shutdown);
+    close(&[&a, &b]).await;
 }

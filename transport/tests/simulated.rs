@@ -284,10 +284,27 @@ fn loss_reordering_and_doubled_packets_cost_time_and_nothing_else() {
 
 #[test]
 fn what_was_told_on_a_lost_connection_never_comes_after_what_was_told_on_the_next() {
+    never_after_what_was_told_on_the_next("a");
+}
+
+/// Whoever is dialed may tell before it has heard of any window: then it is the receiver's lane that stands still.
+#[test]
+fn what_was_told_without_credit_on_a_lost_connection_never_comes_after_what_was_told_on_the_next() {
+    never_after_what_was_told_on_the_next("b");
+}
+
+fn never_after_what_was_told_on_the_next(dialer: &'static str) {
     let mut stage = Stage::new(18, ms(1)..=ms(5));
     stage.configure(|config| config.limits.inbox_messages = 2);
-    stage.node("a", |node| node.transport.set_peer("b", addr("b")));
-    stage.node("b", |node| {
+    stage.node("a", move |node| {
+        if dialer == "a" {
+            node.transport.set_peer("b", addr("b"));
+        }
+    });
+    stage.node("b", move |node| {
+        if dialer == "b" {
+            node.transport.set_peer("a", addr("a"));
+        }
         let told = node.clone();
         let (sender, mut numbers) = tokio::sync::mpsc::unbounded_channel();
         node.transport.serve::<Number, _, _>("slow", move |_, Number(n)| {
@@ -303,6 +320,7 @@ fn what_was_told_on_a_lost_connection_never_comes_after_what_was_told_on_the_nex
             }
         });
     });
+    stage.latency("a", "b", ms(20));
     let up = stage.until_noted(0, "a/1: up b/1");
     let tell = |numbers: std::ops::Range<u64>| {
         move |node: Node| async move {
@@ -311,6 +329,8 @@ fn what_was_told_on_a_lost_connection_never_comes_after_what_was_told_on_the_nex
     };
     // Six seconds of work, which the receiver has soon; then the sender hears nothing any more, and the receiver all.
     stage.run("a", tell(0..300));
+    // From here on it dials, too.
+    stage.run("a", |node| async move { node.transport.set_peer("b", addr("b")) });
     stage.until_noted(up, "told 0");
     stage.cut("b", "a");
     let down = stage.until_noted(up, "a/1: down b/1");
@@ -327,6 +347,45 @@ fn what_was_told_on_a_lost_connection_never_comes_after_what_was_told_on_the_nex
     assert!((1..300).contains(&lost), "{told:?}");
     assert_eq!(told[..lost], (0..lost as u64).collect::<Vec<_>>());
     assert_eq!(told[lost..], (1_000..1_100).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_arrived_before_an_orderly_close_is_handled_also_when_its_lane_stands_still() {
+    const TOLD: u64 = 16;
+    let mut stage = Stage::new(20, ms(5)..=ms(5));
+    stage.configure(|config| config.limits.inbox_messages = 2);
+    stage.node("a", |node| {
+        let mut events = node.transport.events();
+        let transport = node.transport.clone();
+        node.spawn(async move {
+            while !matches!(events.recv().await, Ok(PeerEvent::Up { .. })) {}
+            // Before a window was heard, so that it is the receiver's lane that stands still; for less than it may.
+            (0..TOLD).for_each(|n| transport.tell("b", "slow", &Number(n)).expect("room"));
+            transport.close().await;
+        });
+    });
+    stage.node("b", |node| {
+        node.transport.set_peer("a", addr("a"));
+        let (sender, mut numbers) = tokio::sync::mpsc::unbounded_channel();
+        node.transport.serve::<Number, _, _>("slow", move |_, Number(n)| {
+            let sender = sender.clone();
+            async move {
+                tokio::time::sleep(ms(5)).await;
+                sender.send(n).map_err(|e| e.to_string()).map(|()| n)
+            }
+        });
+        let told = node.clone();
+        node.spawn(async move {
+            while let Some(n) = numbers.recv().await {
+                told.note(format_args!("told {n}"));
+            }
+        });
+    });
+    stage.until_noted(0, "b/1: down a/1: closed by the peer");
+    stage.pass(ms(500));
+    let history = stage.history();
+    let told: Vec<u64> = history.lines().filter_map(|line| line.split_once("told ")?.1.parse().ok()).collect();
+    assert_eq!(told, (0..TOLD).collect::<Vec<_>>(), "{history}");
 }
 
 #[test]

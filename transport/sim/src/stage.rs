@@ -237,6 +237,18 @@ impl Stage {
         self.sim.repair(a, b);
     }
 
+    /// Keeps every packet between two nodes from now on, also those under way: to each, the other stands still.
+    pub fn hold(&mut self, a: &str, b: &str) {
+        self.note(format_args!("hold between {a} and {b}"));
+        self.sim.hold(a, b);
+    }
+
+    /// Delivers all that was kept, at once, and keeps no more.
+    pub fn release(&mut self, a: &str, b: &str) {
+        self.note(format_args!("release between {a} and {b}"));
+        self.sim.release(a, b);
+    }
+
     /// Each packet between the two takes so long from now on.
     pub fn latency(&mut self, a: &str, b: &str, latency: Duration) {
         self.note(format_args!("latency of {a} and {b} is {latency:?}"));

@@ -1,4 +1,5 @@
-//! What everybody did and saw. Outlives the nodes that write it; holds no promise against it.
+//! What everybody did and saw. Outlives the nodes that write it; holds no promise against it. The workload writes it, the
+//! promises read it, and `planted` falsifies copies of it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -7,7 +8,7 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use phalanx_transport::{AskError, Exit, LossReason};
+use phalanx_transport::{AskError, Exit, LossReason, SendError};
 
 pub type Shared = Arc<Mutex<Records>>;
 
@@ -34,21 +35,41 @@ pub struct Flow {
 pub struct Tell {
     /// Which of the sender's connections to the receiver it was told on, counted from 1; 0 before the first.
     pub connection: usize,
-    /// Whether `tell` said `Ok`.
-    pub taken: bool,
+    /// Whether that connection was up.
+    pub up: bool,
+    /// What `tell` said when it did not take it.
+    pub refused: Option<SendError>,
 }
 
-#[derive(Debug)]
+impl Tell {
+    /// Whether `tell` said `Ok`.
+    pub fn is_taken(&self) -> bool {
+        self.refused.is_none()
+    }
+}
+
+/// One handling of a tell.
+#[derive(Clone, Debug)]
+pub struct Handled {
+    pub number: usize,
+    /// No other of its flow was being handled.
+    pub alone: bool,
+}
+
+#[derive(Clone, Debug)]
 pub struct Ask {
     pub from: Boot,
     pub to: String,
     pub path: String,
+    pub begun: Duration,
     /// When it must have ended.
     pub deadline: Duration,
     pub ended: Option<(Duration, Result<u64, AskError>)>,
+    /// The asker did not wait for its end.
+    pub given_up: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Watch {
     pub from: Boot,
     pub to: String,
@@ -59,22 +80,24 @@ pub struct Watch {
     /// The watcher's connection at that time; `None` without one.
     pub connection: Option<usize>,
     pub fired: Vec<(Duration, Exit)>,
+    /// Had not fired when its watcher saw the `Down` of that connection.
+    pub late: bool,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Change {
     Up,
     Down(LossReason),
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Event {
     pub at: Duration,
     pub peer: Boot,
     pub change: Change,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Body {
     pub from: Boot,
     pub bytes: usize,
@@ -87,9 +110,9 @@ pub struct Body {
     pub opener_ended: bool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Records {
-    /// Receivers take their time, and their inboxes are small: control tells may be dropped.
+    /// Receivers take their time, and all queues are short: tells may be refused, and control tells dropped.
     pub slow: bool,
     /// Nobody starts anything new.
     pub quiet: bool,
@@ -98,8 +121,10 @@ pub struct Records {
     /// Boots that crashed or closed.
     pub gone: BTreeSet<Boot>,
     pub tells: BTreeMap<Flow, Vec<Tell>>,
-    /// What was handled, in the order of handling: number and the receiver's boot.
-    pub told: BTreeMap<Flow, Vec<(usize, Boot)>>,
+    /// What was handled, in the order of handling.
+    pub told: BTreeMap<Flow, Vec<Handled>>,
+    /// How many of a flow are being handled by a boot.
+    pub busy: BTreeMap<(Flow, Boot), usize>,
     pub asks: BTreeMap<u64, Ask>,
     /// How often each ask was begun to be handled.
     pub handled: BTreeMap<u64, usize>,
@@ -131,7 +156,7 @@ impl Records {
 
     /// How much of everything there was, so that nobody takes an empty run for a good one.
     pub fn summary(&self) -> String {
-        let taken: usize = self.tells.values().map(|flow| flow.iter().filter(|tell| tell.taken).count()).sum();
+        let taken: usize = self.tells.values().map(|flow| flow.iter().filter(|tell| tell.is_taken()).count()).sum();
         let told: usize = self.told.values().map(Vec::len).sum();
         let answered = self.asks.values().filter(|ask| matches!(ask.ended, Some((_, Ok(_))))).count();
         let fired = self.watches.values().filter(|watch| !watch.fired.is_empty()).count();

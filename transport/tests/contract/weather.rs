@@ -1,4 +1,5 @@
-//! What the network and the machines suffer, at random.
+//! What the network and the machines suffer, at random: the script's part of a simulation, called by `main`. Must decide
+//! nothing about what is right; that is the promises'.
 
 use std::time::Duration;
 
@@ -6,7 +7,7 @@ use phalanx_transport::{Direction, Target};
 use phalanx_transport_sim::Stage;
 use rand::{Rng, rngs::StdRng};
 
-use crate::{NODES, records::Shared};
+use crate::{IDLE_TIMEOUT_MS, NODES, records::Shared};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Weather {
@@ -17,6 +18,8 @@ pub enum Weather {
     Delay,
     /// Partitions, cuts of one direction, and their ends.
     Cuts,
+    /// A node is not heard and hears nothing for a while, and then everything at once.
+    Standstill,
     /// Power cuts, orderly ends, restarts.
     Crashes,
     Everything,
@@ -43,8 +46,9 @@ pub fn storm(weather: Weather, stage: &mut Stage, records: &Shared, random: &mut
                 Weather::Delay,
                 Weather::Cuts,
                 Weather::Cuts,
+                Weather::Standstill,
                 Weather::Crashes,
-            ][random.random_range(0..7)],
+            ][random.random_range(0..8)],
             other => other,
         };
         misfortune(kind, stage, records, random, &mut gone);
@@ -70,6 +74,14 @@ fn misfortune(kind: Weather, stage: &mut Stage, records: &Shared, random: &mut S
             2 => stage.repair(one, other),
             _ => NODES.iter().filter(|node| **node != one).for_each(|node| stage.repair(one, node)),
         },
+        Weather::Standstill => {
+            // Half of them are over before anybody misses the node.
+            let still = ms(random.random_range(20..2 * IDLE_TIMEOUT_MS));
+            let others = || NODES.iter().filter(|node| **node != one);
+            others().for_each(|node| stage.hold(one, node));
+            stage.pass(still);
+            others().for_each(|node| stage.release(one, node));
+        }
         Weather::Crashes | Weather::Everything => {
             if let Some(at) = gone.iter().position(|node| *node == one) {
                 gone.remove(at);

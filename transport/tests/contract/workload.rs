@@ -1,21 +1,24 @@
-//! What the nodes do: everything that the transport offers, at random, all at once.
+//! What the nodes do: everything that the transport offers, at random, all at once, and all of it recorded. Started by
+//! `main` at each boot. Must judge nothing but what no record can hold: bytes that are not those that were sent.
 
 use std::{cell::RefCell, collections::BTreeMap, rc::Rc, time::Duration};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use phalanx_transport::{AskError, Exit, PeerEvent, Remote};
+use futures::{FutureExt, future};
+use phalanx_transport::{AskError, Down, Exit, Monitor, PeerEvent, Remote};
 use phalanx_transport_sim::{Node, Stage, Started, addr};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     sync::broadcast,
-    time::sleep,
+    task::unconstrained,
+    time::{sleep, timeout},
 };
 
 use crate::{
-    NODES,
-    records::{Ask, Body, Boot, Change, Event, Flow, Lane, Shared, Tell, Watch},
+    NODES, SLOW_INBOX_BYTES,
+    records::{Ask, Body, Boot, Change, Event, Flow, Handled, Lane, Shared, Tell, Watch},
 };
 
 /// Paths that are told and asked, and served for as long as their node lives.
@@ -33,12 +36,17 @@ const BURST_TELLS: usize = 60;
 /// An ask whose handler takes so long is never answered.
 const NEVER_MS: u64 = 1_000_000;
 
+/// Deadline of an ask that is given up by then: longer than the simulation, so that no deadline ends what nobody waits for.
+const PATIENT: Duration = Duration::from_secs(60);
+
 #[derive(Serialize, Deserialize)]
 struct Told {
     from: Boot,
     control: bool,
     path: String,
     number: usize,
+    #[serde(with = "serde_bytes")]
+    padding: Vec<u8>,
 }
 
 impl Remote for Told {
@@ -77,7 +85,11 @@ struct Task {
     boot: Boot,
     records: Shared,
     links: Rc<RefCell<Links>>,
+    pending: Rc<RefCell<Vec<Pending>>>,
 }
+
+/// A monitor on a connection: the peer, which connection to it, the watch's number, and what it resolves to.
+type Pending = (&'static str, usize, u64, future::Shared<future::Map<Monitor, fn(Down) -> Exit>>);
 
 /// The boot's connections, counted by its own events: exact, for it is read before each act.
 struct Links {
@@ -107,7 +119,13 @@ pub fn boot(node: &Node, records: &Shared, seed: u64) {
     let transport = &node.transport;
     let boot = (transport.node().to_string(), transport.incarnation());
     let links = Links { events: transport.events(), counts: BTreeMap::new() };
-    let task = Task { node: node.clone(), boot, records: records.clone(), links: Rc::new(RefCell::new(links)) };
+    let task = Task {
+        node: node.clone(),
+        boot,
+        records: records.clone(),
+        links: Rc::new(RefCell::new(links)),
+        pending: Rc::default(),
+    };
     task.observe();
     task.serve();
     for other in task.others() {
@@ -140,7 +158,8 @@ async fn probe(node: Node, to: &'static str, records: Shared) {
         let id = records.lock().number();
         let question = Question { id, takes_ms: 0 };
         let answered = node.transport.ask(to, "p", &question, ms(1_000)).await == Ok(answer(id));
-        let told = Told { from: ("probe".into(), id), control: false, path: "probe".into(), number: 0 };
+        let told =
+            Told { from: ("probe".into(), id), control: false, path: "probe".into(), number: 0, padding: vec![] };
         if answered
             && node.transport.tell(to, "probe", &told).is_ok()
             && node.transport.monitor(to, NOTHING).await.reason == Exit::NoProc
@@ -176,6 +195,29 @@ impl Drop for Handling {
     }
 }
 
+/// The handling of a tell.
+struct Busy(Shared, (Flow, Boot));
+
+impl Busy {
+    fn begin(shared: &Shared, flow: Flow, number: usize, by: Boot) -> Self {
+        let mut records = shared.lock();
+        let key = (flow.clone(), by);
+        let busy = records.busy.entry(key.clone()).or_default();
+        *busy += 1;
+        let alone = *busy == 1;
+        records.told.entry(flow).or_default().push(Handled { number, alone });
+        Self(shared.clone(), key)
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        if let Some(count) = self.0.lock().busy.get_mut(&self.1) {
+            *count -= 1;
+        }
+    }
+}
+
 impl Task {
     fn others(&self) -> impl Iterator<Item = &'static str> + use<> {
         let own = self.boot.0.clone();
@@ -195,10 +237,15 @@ impl Task {
         let mut events = self.node.transport.events();
         self.records.lock().events.insert(self.boot.clone(), vec![]);
         self.node.spawn(async move {
+            let mut connections: BTreeMap<String, usize> = BTreeMap::new();
             while let Ok(event) = events.recv().await {
                 let (peer, change) = match event {
-                    PeerEvent::Up { node, incarnation } => ((node.to_string(), incarnation), Change::Up),
+                    PeerEvent::Up { node, incarnation } => {
+                        *connections.entry(node.to_string()).or_default() += 1;
+                        ((node.to_string(), incarnation), Change::Up)
+                    }
                     PeerEvent::Down { node, incarnation, reason } => {
+                        task.judge_pending(&node, connections.get(&*node).copied().unwrap_or_default());
                         ((node.to_string(), incarnation), Change::Down(reason))
                     }
                     PeerEvent::Refused { .. } => continue,
@@ -210,23 +257,41 @@ impl Task {
         });
     }
 
+    /// The `Down` of a connection has been seen: every monitor of it must be ready now.
+    fn judge_pending(&self, peer: &str, connection: usize) {
+        let judged = self
+            .pending
+            .borrow_mut()
+            .extract_if(.., |(to, on, ..)| (*to, *on) == (peer, connection))
+            .collect::<Vec<_>>();
+        for (_, _, id, monitor) in judged {
+            if unconstrained(monitor).now_or_never().is_none()
+                && let Some(watch) = self.records.lock().watches.get_mut(&id)
+            {
+                watch.late = true;
+            }
+        }
+    }
+
     fn serve(&self) {
         let transport = &self.node.transport;
         for path in PATHS {
             let (records, own) = (self.records.clone(), self.boot.clone());
             transport.serve::<Told, _, _>(path, move |peer, told| {
-                let mut records = records.lock();
                 if (&*peer.node, peer.incarnation, path) != (&*told.from.0, told.from.1, &*told.path) {
-                    records.wrong.push(format!("{own:?} got for {path} of {peer:?} what {:?} told", told.from));
+                    let wrong = format!("{own:?} got for {path} of {peer:?} what {:?} told", told.from);
+                    records.lock().wrong.push(wrong);
                 }
+                let slow = records.lock().slow && path == PATHS[1];
+                let takes_ms = if slow { told.number as u64 * 5 % 8 } else { 0 };
                 let lane = if told.control { Lane::Control } else { Lane::Tells };
                 let flow = Flow { from: told.from, to: own.0.clone(), lane, path: told.path };
-                records.told.entry(flow).or_default().push((told.number, own.clone()));
-                let takes_ms = if records.slow && path == PATHS[1] { told.number as u64 * 5 % 8 } else { 0 };
+                let busy = Busy::begin(&records, flow, told.number, own.clone());
                 async move {
                     if takes_ms > 0 {
                         sleep(ms(takes_ms)).await;
                     }
+                    drop(busy);
                     Ok(())
                 }
             });
@@ -322,15 +387,18 @@ impl Task {
                 let path = if burst.is_some() { PATHS[1] } else { PATHS[random.random_range(0..2)] };
                 let control = burst.is_none() && random.random_bool(0.4);
                 let lane = if control { Lane::Control } else { Lane::Tells };
-                let (connection, _) = self.links.borrow_mut().count(to);
+                let (connection, up) = self.links.borrow_mut().count(to);
                 let flow = Flow { from: self.boot.clone(), to: to.into(), lane, path: path.into() };
                 let mut records = self.records.lock();
+                // So that a small one would fit where a large one before it does not.
+                let padding = vec![7; if records.slow { random.random_range(0..SLOW_INBOX_BYTES) } else { 0 }];
                 let tells = records.tells.entry(flow).or_default();
-                let told = Told { from: self.boot.clone(), control, path: path.into(), number: tells.len() };
+                let number = tells.len();
+                let told = Told { from: self.boot.clone(), control, path: path.into(), number, padding };
                 let transport = &self.node.transport;
                 let taken =
                     if control { transport.tell_control(to, path, &told) } else { transport.tell(to, path, &told) };
-                tells.push(Tell { connection, taken: taken.is_ok() });
+                tells.push(Tell { connection, up, refused: taken.err() });
             }
         }
     }
@@ -340,7 +408,9 @@ impl Task {
             sleep(ms(random.random_range(5..50))).await;
             let to = self.other(&mut random);
             let path = [PATHS[0], PATHS[1], MORTAL, NOTHING][random.random_range(0..4)];
-            let within = ms(random.random_range(20..900));
+            let waits = ms(random.random_range(20..900));
+            let gives_up = random.random_bool(0.2);
+            let within = if gives_up { PATIENT } else { waits };
             let takes_ms = [0, 0, 5, 100, NEVER_MS][random.random_range(0..5)];
             let task = self.clone();
             self.node.spawn(async move {
@@ -349,14 +419,19 @@ impl Task {
                     from: task.boot.clone(),
                     to: to.into(),
                     path: path.into(),
+                    begun: now(),
                     deadline: now() + within,
                     ended: None,
+                    given_up: false,
                 };
                 task.records.lock().asks.insert(id, ask);
-                let answered: Result<u64, AskError> =
-                    task.node.transport.ask(to, path, &Question { id, takes_ms }, within).await;
+                let asking = task.node.transport.ask(to, path, &Question { id, takes_ms }, within);
+                // Dropped when it is given up.
+                let answered: Option<Result<u64, AskError>> =
+                    if gives_up { timeout(waits, asking).await.ok() } else { Some(asking.await) };
                 if let Some(ask) = task.records.lock().asks.get_mut(&id) {
-                    ask.ended = Some((now(), answered));
+                    ask.given_up = answered.is_none();
+                    ask.ended = answered.map(|answered| (now(), answered));
                 }
             });
         }
@@ -368,9 +443,14 @@ impl Task {
             let to = self.other(&mut random);
             let path = [PATHS[0], MORTAL, MORTAL, NOTHING][random.random_range(0..4)];
             let (count, up) = self.links.borrow_mut().count(to);
-            let monitor = self.node.transport.monitor(to, path);
+            let monitor = self.node.transport.monitor(to, path).map((|down| down.reason) as fn(Down) -> Exit).shared();
             // On the same lane after it: when this one has fired, the first was there.
             let fence = self.node.transport.monitor(to, NOTHING);
+            if random.random_bool(0.1) {
+                // Nobody's business any more; the others stay.
+                drop(monitor);
+                continue;
+            }
             let id = self.records.lock().number();
             let watch = Watch {
                 from: self.boot.clone(),
@@ -380,11 +460,15 @@ impl Task {
                 armed: None,
                 connection: up.then_some(count),
                 fired: vec![],
+                late: false,
             };
             self.records.lock().watches.insert(id, watch);
+            if up {
+                self.pending.borrow_mut().push((to, count, id, monitor.clone()));
+            }
             let task = self.clone();
             self.node.spawn(async move {
-                let reason = monitor.await.reason;
+                let reason = monitor.await;
                 if let Some(watch) = task.records.lock().watches.get_mut(&id) {
                     watch.fired.push((now(), reason));
                 }

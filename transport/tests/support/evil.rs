@@ -171,6 +171,30 @@ pub fn monitor(id: u64, path: &str) -> Vec<u8> {
     packed(3, &(id, path))
 }
 
+/// What a receiver says about the room in its inboxes, as it is on the wire.
+#[derive(Serialize, Deserialize)]
+pub enum Flow {
+    Window((u32, u64)),
+    Credit(String, u32, u64),
+}
+
+impl Remote for Flow {
+    const NAME: &'static str = "flow/Signal";
+    type Reply = ();
+}
+
+/// The first and only window that counts.
+pub fn window(messages: u32, bytes: u64) -> Vec<u8> {
+    tell(FLOW_PATH, &Flow::Window((messages, bytes)))
+}
+
+pub fn credit(path: &str, messages: u32, bytes: u64) -> Vec<u8> {
+    tell(FLOW_PATH, &Flow::Credit(path.into(), messages, bytes))
+}
+
+/// Where both are told, on the control lane.
+const FLOW_PATH: &str = "\0flow";
+
 /// A message `M` to this path, its body as it is on the wire.
 pub fn tell<M: Remote>(path: &str, msg: &M) -> Vec<u8> {
     let body = rmp_serde::to_vec(msg).expect("encodes");
