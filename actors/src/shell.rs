@@ -18,7 +18,7 @@ use crate::inspect::TreeEvent;
 use crate::mailbox::{Parcel, Question, Ring};
 use crate::note::{Looked, Note};
 use crate::panic::{drop_guarded, guarded, guarded_inside, take_drop_panic};
-use crate::pid::{Entered, KILL, Name, Pid, SIGNAL, STOP, SUBTREE, Signal, doing};
+use crate::pid::{Entered, KILL, Name, Pid, ROOM, Registered, SIGNAL, STOP, SUBTREE, Signal, doing};
 use crate::refs::{Inbox, Ref};
 use crate::registry::AnyInbox;
 use crate::system::Inner;
@@ -200,16 +200,10 @@ pub(crate) struct Engine<A: Actor> {
 }
 
 impl<A: Actor> Engine<A> {
-    /// Whether no message is to be handled now: the turn is over, the actor ends, a signal is first, or its thread was left behind.
+    /// Whether no message is to be handled now: the turn is over, the actor waits or ends, a signal is first, or its thread was left behind.
     #[inline]
     pub(crate) fn busy(&self) -> bool {
-        let pid = self.ctx.pid_ref();
-        self.ctx.left == 0
-            || self.ctx.waits()
-            || self.ctx.stopping()
-            || self.panicked.is_some()
-            || pid.requested()
-            || pid.claimed()
+        self.ctx.left == 0 || self.ctx.pid_ref().interrupted()
     }
 
     pub(crate) fn pid(&self) -> &Pid {
@@ -234,27 +228,46 @@ impl<A: Actor> Engine<A> {
         if question.given_up() {
             return pid.count_dropped(1);
         }
-        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+        if let Some(deadline) = deadline {
+            return self.deliver_until(question, deadline, note);
+        }
+        self.hand_over(question, note);
+    }
+
+    #[inline(never)]
+    fn deliver_until<M: MessageTo<A>>(
+        &mut self,
+        question: &mut Question<M>,
+        deadline: Instant,
+        note: Option<Box<Note>>,
+    ) {
+        if deadline <= Instant::now() {
             // Its asker will learn it from its own clock; perhaps that has no turn for a while.
             question.refuse(AskError::Timeout);
-            return pid.count_dropped(1);
+            return self.ctx.pid_ref().count_dropped(1);
         }
-        let (Some(actor), (Some(message), asker)) = (&mut self.actor, question.take()) else { return };
+        DEADLINE.set(Some(deadline));
+        self.hand_over(question, note);
+        DEADLINE.set(None);
+    }
+
+    #[inline]
+    fn hand_over<M: MessageTo<A>>(&mut self, question: &mut Question<M>, note: Option<Box<Note>>) {
+        let Engine { actor: Some(actor), ctx, panicked } = self else { return };
+        let (Some(message), asker) = question.take() else { return };
+        let pid = ctx.pid_ref();
         pid.count_handled();
-        if deadline.is_some() {
-            DEADLINE.set(deadline);
-        }
-        let ctx = &mut self.ctx;
-        ctx.pid_ref().doing(std::any::type_name::<M>);
-        let looked = Looked::wanted(ctx.pid_ref(), &note)
-            .then(|| Looked::enter(ctx.pid_ref(), note, std::any::type_name::<M>()));
+        pid.doing(std::any::type_name::<M>);
+        let looked = match Looked::wanted(pid, &note) {
+            false => None,
+            true => Some(Looked::enter(pid, note, std::any::type_name::<M>())),
+        };
         if let Some(panic) = guarded_inside(|| message.handled_by(actor, ctx).resolve(asker)) {
-            self.panicked = Some(Box::new(panic));
+            *panicked = Some(panic);
+            // Nothing more is handled.
+            ctx.left = 0;
         }
         drop(looked);
-        if deadline.is_some() {
-            DEADLINE.set(None);
-        }
     }
 }
 
@@ -322,6 +335,9 @@ struct Run<A: Actor> {
 }
 
 struct Shell<A: Actor> {
+    /// Becomes the current pid of the thread and back again, turn by turn.
+    pid: Option<Pid>,
+    registered: Registered,
     run: Option<Run<A>>,
     heartbeat: Arc<Heartbeat>,
     phase: Phase,
@@ -338,10 +354,11 @@ impl<A: Actor> Shell<A> {
         exit: ExitGuard,
     ) -> Self {
         let heartbeat = system.heartbeat();
+        let own = Some(pid.clone());
         let ctx = Ctx::new(pid, system, Ref::from_inbox(inbox));
         let engine = Engine { actor: Some(Box::new(actor)), ctx, panicked: None };
         let run = Some(Run { engine, mailbox: Mailbox::new(receiver) });
-        Shell { run, heartbeat, phase: Phase::New, exit }
+        Shell { pid: own, registered: Registered::default(), run, heartbeat, phase: Phase::New, exit }
     }
 
     /// Runs user code outside of messages; a panic ends the actor.
@@ -362,6 +379,9 @@ impl<A: Actor> Shell<A> {
         let requests = self.exit.pid.take_requests();
         if requests == 0 {
             return;
+        }
+        if requests & ROOM != 0 {
+            self.exit.pid.offer_all_room();
         }
         // Before a kill, which would wait for subtrees that have ended already.
         if requests & SUBTREE != 0 {
@@ -489,10 +509,11 @@ impl<A: Actor> Shell<A> {
     /// One turn of the actor itself: its messages, then what its own futures bring.
     fn turn(&mut self, cx: &mut Context<'_>) {
         let Some(Run { engine, mailbox }) = &mut self.run else { return };
-        engine.ctx.left = match &self.exit.system.schedule {
+        let turn = match &self.exit.system.schedule {
             None => TURN_MESSAGES,
             Some(schedule) => schedule.messages(TURN_MESSAGES),
         };
+        engine.ctx.left = if engine.ctx.holds() { 0 } else { turn };
         // What others of this thread left behind is not this actor's.
         take_drop_panic();
         let result = guarded(|| {
@@ -509,7 +530,8 @@ impl<A: Actor> Shell<A> {
         if let Some(panic) = engine.panicked.take() {
             return self.end(*panic, false);
         }
-        if engine.ctx.left == 0 {
+        // Who waits is woken by what it waits for.
+        if engine.ctx.left == 0 && !engine.ctx.waits() {
             cx.waker().wake_by_ref();
         }
         // A Drop of the user's that panicked inside a guarded drop, such as a message's.
@@ -537,10 +559,14 @@ impl<A: Actor> Future for Shell<A> {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let _entered = Entered::new(&this.exit.pid);
+        let entered = match this.pid.take() {
+            Some(pid) => Entered::with(pid),
+            None => Entered::new(&this.exit.pid),
+        };
         let outer = this.heartbeat.enter(&this.exit.pid);
         let done = this.advance(cx);
         this.heartbeat.leave(outer);
+        this.pid = entered.leave();
         if this.heartbeat.abandoned() { Poll::Ready(()) } else { done }
     }
 }
@@ -548,7 +574,7 @@ impl<A: Actor> Future for Shell<A> {
 impl<A: Actor> Shell<A> {
     /// Signals, then messages, then the end as far as it goes without waiting.
     fn advance(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.exit.pid.register(cx.waker());
+        self.registered.renew(&self.exit.pid, cx.waker());
         if self.exit.system.killed() {
             self.end(Exit::Killed, false);
         }

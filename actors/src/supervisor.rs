@@ -10,7 +10,7 @@ use crate::error::ChildError;
 use crate::exit::Exit;
 use crate::inspect::{Kind, TreeEvent};
 use crate::panic::{drop_guarded, guarded, take_drop_panic};
-use crate::pid::{Entered, KILL, Pid, STOP, doing};
+use crate::pid::{Entered, KILL, Pid, Registered, STOP, doing};
 use crate::registry::AnyInbox;
 use crate::shell::{ExitGuard, Report, Reporter};
 use crate::spec::{ChildSpec, Policy, Start, Strategy, SupervisorSpec};
@@ -259,6 +259,7 @@ pub(crate) fn launch(
         core,
         heartbeat,
         pid,
+        registered: Registered::default(),
         system,
         exit,
         post,
@@ -309,6 +310,7 @@ struct Driver {
     core: Supervisor<Data>,
     heartbeat: Arc<Heartbeat>,
     pid: Pid,
+    registered: Registered,
     system: Arc<Inner>,
     exit: ExitGuard,
     post: Arc<Post>,
@@ -634,7 +636,7 @@ impl Future for Driver {
 impl Driver {
     fn advance(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let this = self;
-        this.pid.register(cx.waker());
+        this.registered.renew(&this.pid, cx.waker());
         if this.system.killed() && !this.done && !std::mem::replace(&mut this.killed, true) {
             this.feed(Event::Kill);
         }
