@@ -60,6 +60,8 @@ const WATCHED: u16 = 1 << 8;
 const ROOTLESS: u16 = 1 << 9;
 /// Someone looks at its queue and its handlers.
 const OBSERVED: u16 = 1 << 10;
+/// Its start has succeeded.
+const UP: u16 = 1 << 11;
 const REQUESTS: u16 = STOP | KILL | SIGNAL | SUBTREE;
 
 /// The name of what an actor does: `std::any::type_name` of its message, or of one of the types in [`doing`]. A function and not its
@@ -319,6 +321,15 @@ impl Pid {
     /// Who is told how it starts and ends.
     pub(crate) fn set_reporter(&self, reporter: Reporter) {
         self.0.control.lock().reporter = reporter;
+    }
+
+    pub(crate) fn set_up(&self) {
+        self.0.flags.fetch_or(UP, AcqRel);
+    }
+
+    /// Whether its start has succeeded.
+    pub(crate) fn is_up(&self) -> bool {
+        self.0.flags.load(Acquire) & UP != 0
     }
 
     pub(crate) fn report_started(&self) {

@@ -10,17 +10,18 @@
 //! by [`WorkerFactory`], spawned on an arbiter.
 
 use crate::actor::{Actor, MessageTo};
-use crate::arbiter::Heartbeat;
+use crate::arbiter::{self, Arbiter, Heartbeat, Turn};
 use crate::ctx::{Ctx, DEADLINE};
 use crate::error::AskError;
 use crate::exit::Exit;
+use crate::inspect::Kind;
 use crate::inspect::TreeEvent;
 use crate::mailbox::{Parcel, Question, Ring};
 use crate::note::{Looked, Note};
 use crate::panic::{drop_guarded, guarded, guarded_inside, take_drop_panic};
 use crate::pid::{Entered, KILL, Name, Pid, ROOM, Registered, SIGNAL, STOP, SUBTREE, Signal, doing};
 use crate::refs::{Inbox, Ref};
-use crate::registry::AnyInbox;
+use crate::supervisor::ChildReporter;
 use crate::system::Inner;
 use actix::dev::channel::{AddressReceiver, channel};
 use actix::dev::{Envelope, Mailbox, ToEnvelope};
@@ -44,16 +45,24 @@ pub(crate) enum Report {
 
 /// Carries reports, or none.
 #[derive(Default)]
-pub(crate) struct Reporter(Option<Box<dyn FnMut(Report) + Send>>);
+pub(crate) enum Reporter {
+    #[default]
+    None,
+    /// To the supervisor of a child: as there may be as many as there are pods, not a closure in a box.
+    Child(ChildReporter),
+    Call(Box<dyn FnMut(Report) + Send>),
+}
 
 impl Reporter {
     pub(crate) fn new(f: impl FnMut(Report) + Send + 'static) -> Self {
-        Reporter(Some(Box::new(f)))
+        Reporter::Call(Box::new(f))
     }
 
     pub(crate) fn tell(&mut self, report: Report) {
-        if let Some(f) = &mut self.0 {
-            f(report);
+        match self {
+            Reporter::None => {}
+            Reporter::Child(child) => child.tell(report),
+            Reporter::Call(f) => f(report),
         }
     }
 }
@@ -81,7 +90,7 @@ impl ExitGuard {
         if self.pid.claimed() {
             return;
         }
-        self.system.registry.running(&self.pid);
+        self.pid.set_up();
         self.system.event(|| TreeEvent::Started { path: self.pid.path().to_owned(), pid: self.pid.clone() });
         self.pid.report_started();
     }
@@ -125,13 +134,9 @@ impl Drop for ExitGuard {
 
 /// What makes the incarnations of one child.
 pub(crate) trait Factory: Send + Sync {
-    fn type_name(&self) -> &'static str;
-    /// The mailbox of a new incarnation, and what starts it on its arbiter's thread.
-    fn prepare(self: Arc<Self>, pid: &Pid, system: &Arc<Inner>) -> (AnyInbox, Boot);
+    /// Starts an incarnation on an arbiter. How that goes, `exit` reports.
+    fn start(self: Arc<Self>, pid: Pid, system: Arc<Inner>, arbiter: &Arbiter, exit: ExitGuard, restart: bool);
 }
-
-/// Runs on the arbiter's thread.
-pub(crate) type Boot = Box<dyn FnOnce(ExitGuard) + Send>;
 
 pub(crate) struct WorkerFactory<F>(F);
 
@@ -142,30 +147,35 @@ impl<F> WorkerFactory<F> {
 }
 
 impl<A: Actor, F: Fn() -> A + Send + Sync + 'static> Factory for WorkerFactory<F> {
-    fn type_name(&self) -> &'static str {
-        std::any::type_name::<A>()
-    }
-
-    fn prepare(self: Arc<Self>, pid: &Pid, system: &Arc<Inner>) -> (AnyInbox, Boot) {
+    fn start(self: Arc<Self>, pid: Pid, system: Arc<Inner>, arbiter: &Arbiter, mut exit: ExitGuard, restart: bool) {
         // actix's own capacity does not matter: the account of the pid decides before it is asked.
         let (sender, receiver) = channel::<Host<A>>(16);
-        let ring = pid.mailbox().has_ring().then(|| ring::<A>(pid));
+        let ring = pid.mailbox().has_ring().then(|| ring::<A>(&pid));
         let inbox = Arc::new(Inbox::new(pid.clone(), actix::Addr::new(sender), ring));
-        let (pid, system, own) = (pid.clone(), system.clone(), inbox.clone());
-        let boot: Boot = Box::new(move |mut exit: ExitGuard| {
-            let entered = Entered::new(&pid);
-            let turn = system.turn(&pid, doing::start);
+        let type_name = std::any::type_name::<A>();
+        if !system.registry.enter(&pid, Some(inbox.clone()), Kind::Worker, type_name, restart) {
+            return exit.exited(Exit::Error(format!("`{}` is already running", pid.path())));
+        }
+        // Looked at after it was entered, where the watchdog finds it: one of the two sees the other.
+        if arbiter::abandoned() {
+            return exit.exited(Exit::ArbiterGone);
+        }
+        arbiter.run(move || {
+            pid.doing(doing::start);
+            let heartbeat = system.heartbeat();
+            let turn = Turn::new(&heartbeat, &pid);
+            let entered = Entered::with(pid.clone());
             let made = if system.killed() { Err(Exit::Killed) } else { guarded(|| (self.0)()) };
+            let own = entered.leave();
             drop(turn);
-            drop(entered);
             match made {
                 Ok(actor) => {
-                    tokio::task::spawn_local(Shell::new(actor, pid, system, own, receiver, exit));
+                    let ctx = Ctx::new(pid, system, Ref::from_inbox(inbox));
+                    tokio::task::spawn_local(Shell::new(actor, ctx, own, heartbeat, receiver, exit));
                 }
                 Err(panic) => exit.exited(panic),
             }
         });
-        (inbox, boot)
     }
 }
 
@@ -347,18 +357,15 @@ struct Shell<A: Actor> {
 impl<A: Actor> Shell<A> {
     fn new(
         actor: A,
-        pid: Pid,
-        system: Arc<Inner>,
-        inbox: Arc<Inbox<A>>,
+        ctx: Ctx<A>,
+        pid: Option<Pid>,
+        heartbeat: Arc<Heartbeat>,
         receiver: AddressReceiver<Host<A>>,
         exit: ExitGuard,
     ) -> Self {
-        let heartbeat = system.heartbeat();
-        let own = Some(pid.clone());
-        let ctx = Ctx::new(pid, system, Ref::from_inbox(inbox));
         let engine = Engine { actor: Some(Box::new(actor)), ctx, panicked: None };
         let run = Some(Run { engine, mailbox: Mailbox::new(receiver) });
-        Shell { pid: own, registered: Registered::default(), run, heartbeat, phase: Phase::New, exit }
+        Shell { pid, registered: Registered::default(), run, heartbeat, phase: Phase::New, exit }
     }
 
     /// Runs user code outside of messages; a panic ends the actor.
