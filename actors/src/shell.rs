@@ -80,6 +80,11 @@ impl ExitGuard {
         ExitGuard { pid, system }
     }
 
+    /// Of a pid that was made with its reporter.
+    pub(crate) fn of(pid: Pid, system: Arc<Inner>) -> Self {
+        ExitGuard { pid, system }
+    }
+
     /// For what no supervisor started: its end is its end in the tree.
     pub(crate) fn rootless(self) -> Self {
         self.pid.set_rootless(true);
