@@ -33,8 +33,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::time::Instant;
 
-/// How many messages an actor handles before others of its arbiter get their turn.
-const TURN_MESSAGES: u32 = 64;
+/// How many messages an actor handles before others of its arbiter get their turn: as many as tokio lets any task do.
+const TURN_MESSAGES: u32 = 128;
 
 /// What an incarnation tells whoever started it.
 #[derive(Debug)]
