@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, mpsc as blocking};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -109,19 +109,18 @@ pub(crate) fn heartbeat() -> Option<Arc<Heartbeat>> {
 }
 
 /// Code of an actor's that runs outside of its shell, until this is dropped.
-pub(crate) struct Turn {
-    heartbeat: Arc<Heartbeat>,
+pub(crate) struct Turn<'a> {
+    heartbeat: &'a Heartbeat,
     outer: Option<u64>,
 }
 
-impl Turn {
-    pub(crate) fn new(heartbeat: Arc<Heartbeat>, pid: &Pid) -> Self {
-        let outer = heartbeat.enter(pid);
-        Turn { heartbeat, outer }
+impl<'a> Turn<'a> {
+    pub(crate) fn new(heartbeat: &'a Heartbeat, pid: &Pid) -> Self {
+        Turn { heartbeat, outer: heartbeat.enter(pid) }
     }
 }
 
-impl Drop for Turn {
+impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.heartbeat.leave(self.outer);
     }
@@ -130,16 +129,24 @@ impl Drop for Turn {
 /// What was handed to an arbiter and has not begun; `None` once it takes nothing more. At most one job for each start of a child.
 struct Jobs {
     waiting: Mutex<Option<VecDeque<Job>>>,
+    /// That there is nothing more to be taken, for those who only want to know that.
+    closed: AtomicBool,
     came: Notify,
 }
 
 impl Jobs {
     fn new() -> Arc<Self> {
-        Arc::new(Jobs { waiting: Mutex::new(Some(VecDeque::new())), came: Notify::new() })
+        Arc::new(Jobs {
+            waiting: Mutex::new(Some(VecDeque::new())),
+            closed: AtomicBool::new(false),
+            came: Notify::new(),
+        })
     }
 
     fn close(&self) -> Option<VecDeque<Job>> {
-        self.waiting.lock().take()
+        let mut waiting = self.waiting.lock();
+        self.closed.store(true, Release);
+        waiting.take()
     }
 }
 
@@ -197,7 +204,7 @@ impl Arbiter {
 
     /// Whether its thread still takes jobs.
     pub(crate) fn is_alive(&self) -> bool {
-        self.jobs.waiting.lock().is_some()
+        !self.jobs.closed.load(Acquire)
     }
 
     /// Whether the caller runs on it.
@@ -206,10 +213,11 @@ impl Arbiter {
     }
 
     /// Runs `job` on it: at once when the caller is there already. When the thread is gone, the job is dropped.
-    pub(crate) fn run(&self, job: Job) {
+    pub(crate) fn run(&self, job: impl FnOnce() + Send + 'static) {
         if self.is_current() {
             return job();
         }
+        let job: Job = Box::new(job);
         let refused = match &mut *self.jobs.waiting.lock() {
             Some(waiting) => {
                 waiting.push_back(job);

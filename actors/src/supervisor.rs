@@ -3,25 +3,28 @@
 //! Must never decide: what is restarted, when, and in which order is `core::supervisor`'s. Started by [`crate::System`], by
 //! [`crate::Ctx::supervise`], and by another supervisor whose child it is.
 
-use crate::arbiter::{self, Heartbeat};
+use crate::arbiter::{self, Heartbeat, Turn};
 use crate::core::child::{Child, Spec};
 use crate::core::supervisor::{Action, Asker, Event, Inc, Key, Supervisor, Timer};
 use crate::error::ChildError;
 use crate::exit::Exit;
 use crate::inspect::{Kind, TreeEvent};
 use crate::panic::{drop_guarded, guarded, take_drop_panic};
-use crate::pid::{Entered, KILL, Pid, STOP, doing};
+use crate::pid::{Entered, KILL, Pid, Registered, STOP, doing};
 use crate::registry::AnyInbox;
 use crate::shell::{ExitGuard, Report, Reporter};
 use crate::spec::{ChildSpec, Policy, Start, Strategy, SupervisorSpec};
 use crate::system::Inner;
 use parking_lot::Mutex;
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tokio::sync::{Semaphore, oneshot};
+use std::time::Duration;
+use tokio::sync::{Semaphore, TryAcquireError, oneshot};
 use tokio::time::{Instant, Sleep};
 
 /// How many commands may wait at a supervisor; further callers wait for room.
@@ -31,14 +34,11 @@ const TURN_EVENTS: u32 = 256;
 
 /// A handle to a running supervisor.
 #[derive(Clone)]
-pub struct SupervisorRef {
-    pid: Pid,
-    post: Arc<Post>,
-}
+pub struct SupervisorRef(Arc<Post>);
 
 impl std::fmt::Debug for SupervisorRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "SupervisorRef({:?})", self.pid)
+        write!(f, "SupervisorRef({:?})", self.0.pid)
     }
 }
 
@@ -83,6 +83,8 @@ enum Look {
 
 /// What reaches a driver. Nothing is allocated while nothing waits: there may be as many supervisors as there are pods.
 struct Post {
+    /// The supervisor's.
+    pid: Pid,
     waiting: Mutex<Waiting>,
     /// Room for commands and questions.
     room: Semaphore,
@@ -98,20 +100,26 @@ struct Waiting {
     looks: VecDeque<Look>,
 }
 
+impl Waiting {
+    fn any(&self) -> bool {
+        !(self.reports.is_empty() && self.looks.is_empty() && self.commands.is_empty())
+    }
+}
+
 impl Post {
-    fn new() -> Arc<Self> {
-        Arc::new(Post { waiting: Mutex::default(), room: Semaphore::new(COMMANDS_WAITING) })
+    fn new(pid: Pid) -> Arc<Self> {
+        Arc::new(Post { pid, waiting: Mutex::default(), room: Semaphore::new(COMMANDS_WAITING) })
     }
 
     /// False when the supervisor has ended; then nothing was put.
-    fn put(&self, supervisor: &Pid, f: impl FnOnce(&mut Waiting)) -> bool {
+    fn put(&self, f: impl FnOnce(&mut Waiting)) -> bool {
         let mut waiting = self.waiting.lock();
         if waiting.closed {
             return false;
         }
         f(&mut waiting);
         drop(waiting);
-        supervisor.wake();
+        self.pid.wake();
         true
     }
 
@@ -126,12 +134,12 @@ impl Post {
 impl SupervisorRef {
     /// Its incarnation.
     pub fn pid(&self) -> Pid {
-        self.pid.clone()
+        self.0.pid.clone()
     }
 
     /// Its place in the tree.
     pub fn path(&self) -> &str {
-        self.pid.path()
+        self.0.pid.path()
     }
 
     /// Adds a child and starts it; answers when it is up. A child that fails to start is not kept.
@@ -180,13 +188,13 @@ impl SupervisorRef {
 
     /// Stops it with all its children, in reverse order, and answers when they have ended.
     pub async fn stop(&self) -> Exit {
-        self.pid.stop(Exit::Shutdown);
-        self.pid.exited().await
+        self.0.pid.stop(Exit::Shutdown);
+        self.0.pid.exited().await
     }
 
     /// Waits until it has ended, and says why.
     pub async fn exited(&self) -> Exit {
-        self.pid.exited().await
+        self.0.pid.exited().await
     }
 
     async fn command<T>(
@@ -198,24 +206,30 @@ impl SupervisorRef {
 
     async fn call<R>(&self, put: impl FnOnce(&mut Waiting, oneshot::Sender<R>)) -> Result<R, ChildError> {
         let (tx, rx) = oneshot::channel();
-        self.post.room.acquire().await.map_err(|_| ChildError::SupervisorDown)?.forget();
-        if !self.post.put(&self.pid, |waiting| put(waiting, tx)) {
+        match self.0.room.try_acquire() {
+            Ok(room) => room.forget(),
+            Err(TryAcquireError::Closed) => return Err(ChildError::SupervisorDown),
+            Err(TryAcquireError::NoPermits) => {
+                self.0.room.acquire().await.map_err(|_| ChildError::SupervisorDown)?.forget();
+            }
+        }
+        if !self.0.put(|waiting| put(waiting, tx)) {
             return Err(ChildError::SupervisorDown);
         }
-        if !self.pid.watched() {
+        if !self.0.pid.watched() {
             return rx.await.map_err(|_| ChildError::SupervisorDown);
         }
         // What a thread that was left behind holds is not dropped.
         tokio::select! {
             biased;
             answer = rx => answer.map_err(|_| ChildError::SupervisorDown),
-            _ = self.pid.exited() => Err(ChildError::SupervisorDown),
+            _ = self.0.pid.exited() => Err(ChildError::SupervisorDown),
         }
     }
 
     /// Nobody will answer any more: its thread was left behind.
     pub(crate) fn close(&self) {
-        self.post.close();
+        self.0.close();
     }
 }
 
@@ -227,8 +241,8 @@ pub(crate) fn launch(
     mut exit: ExitGuard,
     restart: bool,
 ) -> SupervisorRef {
-    let post = Post::new();
-    let handle = SupervisorRef { pid: pid.clone(), post: post.clone() };
+    let post = Post::new(pid.clone());
+    let handle = SupervisorRef(post.clone());
     pid.set_arbiter(arbiter::current());
     let inbox: AnyInbox = Arc::new(handle.clone());
     if !system.registry.enter(&pid, Some(inbox), Kind::Supervisor, strategy_name(spec.strategy), restart) {
@@ -254,15 +268,18 @@ pub(crate) fn launch(
         }
     }
     let heartbeat = system.heartbeat();
-    let turn = system.turn(&pid, doing::supervision);
+    pid.doing(doing::supervision);
+    let beating = heartbeat.clone();
+    let turn = Turn::new(&beating, &pid);
     let mut driver = Driver {
         core,
         heartbeat,
         pid,
+        registered: Registered::default(),
         system,
         exit,
         post,
-        askers: HashMap::new(),
+        askers: HashMap::default(),
         next_asker: 0,
         timers: BTreeMap::new(),
         next_timer: 0,
@@ -286,6 +303,20 @@ fn strategy_name(strategy: Strategy) -> &'static str {
     }
 }
 
+/// Brings to a supervisor what becomes of one incarnation of a child.
+pub(crate) struct ChildReporter {
+    supervisor: Arc<Post>,
+    key: Key,
+    inc: Inc,
+}
+
+impl ChildReporter {
+    pub(crate) fn tell(&self, report: Report) {
+        // The supervisor may be gone, when its arbiter is.
+        self.supervisor.put(|waiting| waiting.reports.push_back((self.key, self.inc, report)));
+    }
+}
+
 struct Data {
     spec: ChildSpec,
     pid: Option<Pid>,
@@ -300,19 +331,40 @@ impl Spec for Data {
     }
 }
 
+/// For numbers that nobody else chooses.
+#[derive(Default)]
+struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
 enum Reply {
     Pid(oneshot::Sender<Result<Pid, ChildError>>),
     Done(oneshot::Sender<Result<(), ChildError>>),
 }
 
+/// Room for how many actions a thread keeps from one event to the next: most events have fewer.
+const ACTIONS_KEPT: usize = 16;
+thread_local!(static ACTIONS: Cell<Vec<Action<Data>>> = const { Cell::new(Vec::new()) });
+
 struct Driver {
     core: Supervisor<Data>,
     heartbeat: Arc<Heartbeat>,
     pid: Pid,
+    registered: Registered,
     system: Arc<Inner>,
     exit: ExitGuard,
     post: Arc<Post>,
-    askers: HashMap<Asker, Reply>,
+    askers: HashMap<Asker, Reply, BuildHasherDefault<NumberHasher>>,
     next_asker: Asker,
     timers: BTreeMap<(Instant, u64), Timer>,
     next_timer: u64,
@@ -326,13 +378,19 @@ struct Driver {
 
 impl Driver {
     fn feed(&mut self, event: Event<Data>) {
-        let now = self.epoch.elapsed();
-        let mut actions = self.core.on_event(event, now).into_iter();
+        let now = if event.timed() { self.epoch.elapsed() } else { Duration::ZERO };
+        let mut all = ACTIONS.take();
+        self.core.handle(event, now, &mut all);
+        let mut actions = all.drain(..);
         while let Some(action) = actions.next() {
             match action {
                 Action::Reply { asker, result } => self.reply(asker, result, actions.as_slice()),
                 action => self.apply(action),
             }
+        }
+        drop(actions);
+        if all.capacity() <= ACTIONS_KEPT {
+            ACTIONS.set(all);
         }
     }
 
@@ -415,40 +473,28 @@ impl Driver {
     }
 
     fn start(&mut self, key: Key, inc: Inc, restart: bool) {
-        let Some(child) = self.core.child(key) else { return };
-        let spec = child.data.spec.clone();
-        let pid = self.system.pid(self.path_of(&spec.id).into(), spec.mailbox);
-        if let Some(data) = self.core.data_mut(key) {
-            // At once, so that nothing that happens to the new incarnation loses what the old one left.
-            if let Some(backlog) = data.pid.replace(pid.clone()).and_then(|before| before.take_backlog()) {
-                pid.set_backlog(backlog);
-            }
+        let Some(data) = self.core.data_mut(key) else { return };
+        // The path is the same for all incarnations.
+        let path = match &data.pid {
+            Some(before) => before.arc_path().clone(),
+            None => [self.pid.path(), "/", &*data.spec.id].concat().into(),
+        };
+        let reporter = Reporter::Child(ChildReporter { supervisor: self.post.clone(), key, inc });
+        let pid = self.system.child_pid(path, data.spec.mailbox, reporter);
+        let (start, placed) = (data.spec.start.clone(), data.spec.placed());
+        // At once, so that nothing that happens to the new incarnation loses what the old one left.
+        if let Some(backlog) = data.pid.replace(pid.clone()).and_then(|before| before.take_backlog()) {
+            pid.set_backlog(backlog);
         }
-        let (post, supervisor) = (self.post.clone(), self.pid.clone());
-        let reporter = Reporter::new(move |report| {
-            // The supervisor may be gone, when its arbiter is.
-            post.put(&supervisor, |waiting| waiting.reports.push_back((key, inc, report)));
-        });
         let system = self.system.clone();
-        let mut exit = ExitGuard::new(pid.clone(), system.clone(), reporter);
+        let mut exit = ExitGuard::of(pid.clone(), system.clone());
         if system.killed() {
             return exit.exited(Exit::Killed);
         }
-        let arbiter = self.system.arbiter(spec.placed());
+        let arbiter = self.system.arbiter(placed);
         pid.set_arbiter(arbiter.id());
-        match spec.start {
-            Start::Actor(factory) => {
-                let type_name = factory.type_name();
-                let (inbox, boot) = factory.prepare(&pid, &system);
-                if !system.registry.enter(&pid, Some(inbox), Kind::Worker, type_name, restart) {
-                    return exit.exited(Exit::Error(format!("`{}` is already running", pid.path())));
-                }
-                // Looked at after it was entered, where the watchdog finds it: one of the two sees the other.
-                if arbiter::abandoned() {
-                    return exit.exited(Exit::ArbiterGone);
-                }
-                arbiter.run(Box::new(move || boot(exit)));
-            }
+        match start {
+            Start::Actor(factory) => factory.start(pid, system, &arbiter, exit, restart),
             Start::Supervisor(make) => {
                 // Its handle and its strategy come with its spec.
                 if !system.registry.enter(&pid, None, Kind::Supervisor, "supervisor", restart) {
@@ -457,8 +503,10 @@ impl Driver {
                 if arbiter::abandoned() {
                     return exit.exited(Exit::ArbiterGone);
                 }
-                arbiter.run(Box::new(move || {
-                    let turn = system.turn(&pid, doing::start);
+                arbiter.run(move || {
+                    pid.doing(doing::start);
+                    let heartbeat = system.heartbeat();
+                    let turn = Turn::new(&heartbeat, &pid);
                     let made = guarded(|| make());
                     drop(turn);
                     match made {
@@ -467,7 +515,7 @@ impl Driver {
                         }
                         Err(panic) => exit.exited(panic),
                     }
-                }));
+                });
             }
         }
     }
@@ -517,11 +565,11 @@ impl Driver {
     }
 
     fn path_of(&self, id: &str) -> String {
-        format!("{}/{id}", self.pid.path())
+        [self.pid.path(), "/", id].concat()
     }
 
-    /// Handles one thing, if there is one.
-    fn step(&mut self, cx: &mut Context<'_>) -> bool {
+    /// Handles one thing, if there is one. `posted`: something may wait. What is put there later wakes this, so it need not look for it again.
+    fn step(&mut self, posted: &mut bool, cx: &mut Context<'_>) -> bool {
         let requests = self.pid.take_requests();
         if requests & KILL != 0 {
             self.feed(Event::Kill);
@@ -533,8 +581,12 @@ impl Driver {
             self.feed(Event::Stop(reason));
             return true;
         }
+        if !*posted {
+            return self.timer(cx);
+        }
         let mut waiting = self.post.waiting.lock();
         if let Some((key, inc, report)) = waiting.reports.pop_front() {
+            *posted = waiting.any();
             drop(waiting);
             self.feed(match report {
                 Report::Started => Event::Started { key, inc },
@@ -557,6 +609,7 @@ impl Driver {
         if !self.core.busy()
             && let Some(command) = waiting.commands.pop_front()
         {
+            *posted = waiting.any();
             drop(waiting);
             self.post.room.add_permits(1);
             self.command(command);
@@ -634,7 +687,7 @@ impl Future for Driver {
 impl Driver {
     fn advance(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let this = self;
-        this.pid.register(cx.waker());
+        this.registered.renew(&this.pid, cx.waker());
         if this.system.killed() && !this.done && !std::mem::replace(&mut this.killed, true) {
             this.feed(Event::Kill);
         }
@@ -642,11 +695,12 @@ impl Driver {
             None => TURN_EVENTS,
             Some(schedule) => schedule.messages(TURN_EVENTS),
         };
+        let mut posted = true;
         for _ in 0..turn {
             if this.done {
                 return Poll::Ready(());
             }
-            if !this.step(cx) {
+            if !this.step(&mut posted, cx) {
                 return if this.done { Poll::Ready(()) } else { Poll::Pending };
             }
         }
