@@ -187,24 +187,28 @@ impl<R> Reply<R> {
     }
 
     /// Brings the answer to the asker, if there is one.
+    #[inline]
     pub(crate) fn resolve(self, asker: Option<oneshot::Sender<Answer<R>>>) {
-        match self {
-            Reply::Now(reply) => {
-                if let Some(asker) = asker {
-                    // The asker may have given up.
-                    let _ = asker.send(Ok(reply));
-                }
+        match (self, asker) {
+            (Reply::Now(_), None) => {}
+            (Reply::Now(reply), Some(asker)) => {
+                // The asker may have given up.
+                let _ = asker.send(Ok(reply));
             }
-            Reply::Later(Later(slot)) => {
-                let Some(asker) = asker else { return };
-                let mut slot = slot.lock();
-                match std::mem::replace(&mut *slot, Slot::Done) {
-                    Slot::Answer(answer) => {
-                        let _ = asker.send(answer);
-                    }
-                    _ => *slot = Slot::Asker(asker),
-                }
+            (Reply::Later(later), asker) => later.resolve(asker),
+        }
+    }
+}
+
+impl<R> Later<R> {
+    fn resolve(self, asker: Option<oneshot::Sender<Answer<R>>>) {
+        let Some(asker) = asker else { return };
+        let mut slot = self.0.lock();
+        match std::mem::replace(&mut *slot, Slot::Done) {
+            Slot::Answer(answer) => {
+                let _ = asker.send(answer);
             }
+            _ => *slot = Slot::Asker(asker),
         }
     }
 }

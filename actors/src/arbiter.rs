@@ -109,19 +109,18 @@ pub(crate) fn heartbeat() -> Option<Arc<Heartbeat>> {
 }
 
 /// Code of an actor's that runs outside of its shell, until this is dropped.
-pub(crate) struct Turn {
-    heartbeat: Arc<Heartbeat>,
+pub(crate) struct Turn<'a> {
+    heartbeat: &'a Heartbeat,
     outer: Option<u64>,
 }
 
-impl Turn {
-    pub(crate) fn new(heartbeat: Arc<Heartbeat>, pid: &Pid) -> Self {
-        let outer = heartbeat.enter(pid);
-        Turn { heartbeat, outer }
+impl<'a> Turn<'a> {
+    pub(crate) fn new(heartbeat: &'a Heartbeat, pid: &Pid) -> Self {
+        Turn { heartbeat, outer: heartbeat.enter(pid) }
     }
 }
 
-impl Drop for Turn {
+impl Drop for Turn<'_> {
     fn drop(&mut self) {
         self.heartbeat.leave(self.outer);
     }
@@ -206,10 +205,11 @@ impl Arbiter {
     }
 
     /// Runs `job` on it: at once when the caller is there already. When the thread is gone, the job is dropped.
-    pub(crate) fn run(&self, job: Job) {
+    pub(crate) fn run(&self, job: impl FnOnce() + Send + 'static) {
         if self.is_current() {
             return job();
         }
+        let job: Job = Box::new(job);
         let refused = match &mut *self.jobs.waiting.lock() {
             Some(waiting) => {
                 waiting.push_back(job);

@@ -157,7 +157,7 @@ pub struct Ctx<A: Actor> {
     monitors: Option<Box<HashSet<MonitorRef>>>,
     stop: Option<Box<Exit>>,
     subtrees: Option<Box<Subtrees>>,
-    /// Messages left of this turn.
+    /// Messages left of this turn; none when the actor stops or waits, so that one look tells all.
     pub(crate) left: u32,
     traps: bool,
     /// How many [`Ctx::wait`]s hold the messages back.
@@ -229,6 +229,7 @@ impl<A: Actor> Ctx<A> {
     /// Ends the actor with this reason once the present call returns; messages that wait are dropped. The first reason counts.
     pub fn stop(&mut self, reason: Exit) {
         self.stop.get_or_insert_with(|| Box::new(reason));
+        self.left = 0;
     }
 
     /// Until when an answer to the question that is being handled is of use: the deadline of [`Ref::ask_until`] and
@@ -281,6 +282,7 @@ impl<A: Actor> Ctx<A> {
         T: 'static,
     {
         self.waits += 1;
+        self.left = 0;
         self.pipe(future, |actor, output, ctx| {
             ctx.waits -= 1;
             then(actor, output, ctx);
@@ -405,11 +407,12 @@ impl<A: Actor> Ctx<A> {
         self.me.inbox().clone()
     }
 
-    pub(crate) fn stopping(&self) -> bool {
-        self.stop.is_some()
+    /// Whether messages are to stay in the mailbox.
+    pub(crate) fn holds(&self) -> bool {
+        self.waits() || self.stop.is_some()
     }
 
-    /// Whether messages are to stay in the mailbox.
+    /// Whether it waits for a future before it handles another message.
     pub(crate) fn waits(&self) -> bool {
         self.waits > 0
     }

@@ -30,15 +30,24 @@ pub(crate) struct Question<M: Message> {
 }
 
 impl<M: Message> Question<M> {
+    #[inline]
     pub(crate) fn new(message: M, asker: Option<Asker<M>>) -> Self {
         Question { message: Some(message), asker }
     }
 
+    /// Made where it stays: a copy on the way there would be the larger part of the work.
+    #[inline]
+    pub(crate) fn boxed(message: M, asker: Option<Asker<M>>) -> Box<Self> {
+        Box::write(Box::new_uninit(), Question::new(message, asker))
+    }
+
     /// Whoever asked does not wait any more: it would be work for nobody.
+    #[inline]
     pub(crate) fn given_up(&self) -> bool {
         self.asker.as_ref().is_some_and(oneshot::Sender::is_closed)
     }
 
+    #[inline]
     pub(crate) fn take(&mut self) -> (Option<M>, Option<Asker<M>>) {
         (self.message.take(), self.asker.take())
     }
@@ -53,6 +62,7 @@ impl<M: Message> Question<M> {
 }
 
 impl<M: Message> Drop for Question<M> {
+    #[inline]
     fn drop(&mut self) {
         // A panic in the Drop of one message must not lose those behind it, nor their askers.
         if let Some(message) = self.message.take() {
@@ -84,8 +94,9 @@ impl<A: Actor, M: MessageTo<A>> EnvelopeProxy<Host<A>> for Timed<M> {
 pub(crate) struct Parcel<A: Actor>(Envelope<Host<A>>);
 
 impl<A: Actor> Parcel<A> {
-    pub(crate) fn new(content: impl EnvelopeProxy<Host<A>> + Send + 'static) -> Self {
-        Parcel(Envelope::with_proxy(Box::new(content)))
+    #[inline]
+    pub(crate) fn new(content: Box<impl EnvelopeProxy<Host<A>> + Send + 'static>) -> Self {
+        Parcel(Envelope::with_proxy(content))
     }
 
     pub(crate) fn into_envelope(self) -> Envelope<Host<A>> {

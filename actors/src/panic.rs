@@ -40,11 +40,17 @@ pub(crate) fn guarded<T>(f: impl FnOnce() -> T) -> Result<T, Exit> {
 
 /// As [`guarded`], for code that runs inside it already: all but free when nothing panics.
 #[inline(always)]
-pub(crate) fn guarded_inside(f: impl FnOnce()) -> Option<Exit> {
+pub(crate) fn guarded_inside(f: impl FnOnce()) -> Option<Box<Exit>> {
     match catch_unwind(AssertUnwindSafe(f)) {
         Ok(()) => None,
-        Err(payload) => Some(exit(payload)),
+        Err(payload) => Some(boxed_exit(payload)),
     }
+}
+
+#[cold]
+#[inline(never)]
+fn boxed_exit(payload: Box<dyn Any + Send>) -> Box<Exit> {
+    Box::new(exit(payload))
 }
 
 #[cold]

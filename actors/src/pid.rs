@@ -3,29 +3,28 @@
 //! Must never run user code. Shared by the running actor, its supervisor, its references, its watchers.
 
 use crate::actor::Down;
-use crate::error::SendError;
 use crate::exit::Exit;
 use crate::groups::AnyGroup;
 use crate::mailbox::Backlog;
 use crate::observe::Stats;
 use crate::shell::{Report, Reporter};
-use crate::spec::{Mailbox, Overflow};
+use crate::spec::Mailbox;
 use crate::stand_in::Proxy;
 use crossbeam_utils::atomic::AtomicCell;
-use futures::task::AtomicWaker;
 use parking_lot::Mutex;
-use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64};
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64};
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use tokio::sync::{Notify, oneshot};
 
+mod account;
 mod elsewhere;
 
+use account::{Places, Taken, Waiters};
 pub use elsewhere::ExitWatch;
 pub(crate) use elsewhere::WeakPid;
 
@@ -41,26 +40,29 @@ pub struct MonitorRef {
 }
 
 /// Someone asked for a stop.
-pub(crate) const STOP: u8 = 1;
+pub(crate) const STOP: u16 = 1;
 /// Someone killed it.
-pub(crate) const KILL: u8 = 2;
+pub(crate) const KILL: u16 = 1 << 1;
 /// There are signals to deliver.
-pub(crate) const SIGNAL: u8 = 4;
+pub(crate) const SIGNAL: u16 = 1 << 2;
 /// A subtree has ended.
-pub(crate) const SUBTREE: u8 = 8;
+pub(crate) const SUBTREE: u16 = 1 << 3;
+/// Someone has begun to wait for room in its mailbox. No reason to end a turn for it.
+pub(crate) const ROOM: u16 = 1 << 4;
 /// It takes no more messages.
-const ENDING: u8 = 16;
-const DEAD: u8 = 32;
-const REQUESTS: u8 = STOP | KILL | SIGNAL | SUBTREE;
-
+const ENDING: u16 = 1 << 5;
+const DEAD: u16 = 1 << 6;
 /// Its exit belongs to whoever set this: nobody else reports it, and none of its code is begun any more.
-const CLAIMED: u8 = 1;
+const CLAIMED: u16 = 1 << 7;
 /// Its thread may be left behind while it lives, and with it whatever waits in its mailbox.
-const WATCHED: u8 = 2;
+const WATCHED: u16 = 1 << 8;
 /// No supervisor keeps it in its list, so nobody else would take it out of the tree.
-const ROOTLESS: u8 = 4;
+const ROOTLESS: u16 = 1 << 9;
 /// Someone looks at its queue and its handlers.
-const OBSERVED: u8 = 8;
+const OBSERVED: u16 = 1 << 10;
+/// Its start has succeeded.
+const UP: u16 = 1 << 11;
+const REQUESTS: u16 = STOP | KILL | SIGNAL | SUBTREE;
 
 /// The name of what an actor does: `std::any::type_name` of its message, or of one of the types in [`doing`]. A function and not its
 /// result, because that fits into one atomic word.
@@ -88,43 +90,34 @@ pub(crate) mod doing {
     }
 }
 
+/// In this order: what the senders write with each message, what both sides read with each message, and what the actor's thread
+/// writes with each message lie so far apart that no two of them ever share a cache line of 64 bytes. Between them is what is touched seldom.
+#[repr(C)]
 struct Cell {
-    id: u64,
+    places: Places,
     path: Arc<str>,
-    flags: AtomicU8,
-    marks: AtomicU8,
-    /// Where it runs; 0 before that is known.
-    arbiter: AtomicU32,
-    doing: AtomicCell<Name>,
-    waker: AtomicWaker,
-    mailbox: Account,
-    control: Mutex<Control>,
-}
-
-/// How many messages are queued, and what became of the others. actix's own bound grows with each sender, so this one decides.
-struct Account {
-    mailbox: Mailbox,
-    /// Messages that have room. [`CLOSED`] when there is room for none any more.
-    queued: AtomicU32,
-    waiting: AtomicU32,
-    /// Written by the actor's thread alone.
-    handled: AtomicU64,
-    /// Accepted, and not handled.
-    dropped: AtomicU64,
+    id: u64,
     /// Made for the first who waits for room.
     room: OnceLock<Box<Notify>>,
+    /// Messages that were accepted, and not handled.
+    dropped: AtomicU64,
+    mailbox: Mailbox,
+    flags: AtomicU16,
+    waiters: Waiters,
+    /// Where it runs; 0 before that is known.
+    arbiter: AtomicU32,
+    control: Mutex<Control>,
+    taken: Taken,
+    doing: AtomicCell<Name>,
 }
-
-/// More than any mailbox holds, so that one look tells both whether it is closed and whether it is full.
-const CLOSED: u32 = 1 << 31;
-/// What a closed account holds: messages that are taken out of it just then leave it closed.
-const CLOSING: u32 = CLOSED | CLOSED >> 1;
 
 #[derive(Default)]
 struct Control {
     exit: Option<Box<Exit>>,
     ties: Option<Box<Ties>>,
     reporter: Reporter,
+    /// Wakes whoever runs it, until it has exited.
+    waker: Option<Waker>,
 }
 
 /// What few actors have: there may be as many actors as there are pods.
@@ -165,28 +158,26 @@ pub(crate) enum Signal {
 impl Pid {
     pub(crate) fn new(id: u64, path: Arc<str>, mailbox: Mailbox) -> Self {
         Pid(Arc::new(Cell {
-            id,
+            places: Places::new(mailbox),
             path,
-            flags: AtomicU8::new(0),
-            marks: AtomicU8::new(0),
+            id,
+            room: OnceLock::new(),
+            dropped: AtomicU64::new(0),
+            mailbox,
+            flags: AtomicU16::new(0),
+            waiters: Waiters::default(),
             arbiter: AtomicU32::new(0),
-            doing: AtomicCell::new(doing::nothing),
-            waker: AtomicWaker::new(),
-            mailbox: Account {
-                mailbox,
-                queued: AtomicU32::new(0),
-                waiting: AtomicU32::new(0),
-                handled: AtomicU64::new(0),
-                dropped: AtomicU64::new(0),
-                room: OnceLock::new(),
-            },
             control: Mutex::default(),
+            taken: Taken::default(),
+            doing: AtomicCell::new(doing::nothing),
         }))
     }
 
     /// The actor that runs on this thread now, if any (OTP `self()`).
     pub fn current() -> Option<Pid> {
-        CURRENT.with(|current| current.borrow().clone())
+        let current = CURRENT.take();
+        CURRENT.set(current.clone());
+        current
     }
 
     /// Its place in the tree, shared by all its incarnations.
@@ -268,46 +259,46 @@ impl Pid {
 
     /// Takes its exit into one's own hands. True for one caller only.
     pub(crate) fn claim(&self) -> bool {
-        self.0.marks.fetch_or(CLAIMED, AcqRel) & CLAIMED == 0
+        self.0.flags.fetch_or(CLAIMED, AcqRel) & CLAIMED == 0
     }
 
     /// Whether somebody has: no code of the actor's is to begin any more.
     pub(crate) fn claimed(&self) -> bool {
-        self.0.marks.load(Acquire) & CLAIMED != 0
+        self.0.flags.load(Acquire) & CLAIMED != 0
     }
 
     pub(crate) fn watch(&self) {
-        self.0.marks.fetch_or(WATCHED, AcqRel);
+        self.0.flags.fetch_or(WATCHED, AcqRel);
     }
 
     pub(crate) fn watched(&self) -> bool {
-        self.0.marks.load(Relaxed) & WATCHED != 0
+        self.0.flags.load(Relaxed) & WATCHED != 0
     }
 
     pub(crate) fn set_rootless(&self, rootless: bool) {
         match rootless {
-            true => self.0.marks.fetch_or(ROOTLESS, AcqRel),
-            false => self.0.marks.fetch_and(!ROOTLESS, AcqRel),
+            true => self.0.flags.fetch_or(ROOTLESS, AcqRel),
+            false => self.0.flags.fetch_and(!ROOTLESS, AcqRel),
         };
     }
 
     pub(crate) fn rootless(&self) -> bool {
-        self.0.marks.load(Acquire) & ROOTLESS != 0
+        self.0.flags.load(Acquire) & ROOTLESS != 0
     }
 
     /// Whether someone looks at it.
     #[inline]
     pub(crate) fn observed(&self) -> bool {
-        self.0.marks.load(Relaxed) & OBSERVED != 0
+        self.0.flags.load(Relaxed) & OBSERVED != 0
     }
 
     pub(crate) fn observe(&self) {
-        self.0.marks.fetch_or(OBSERVED, AcqRel);
+        self.0.flags.fetch_or(OBSERVED, AcqRel);
     }
 
     /// Nobody looks any more. What was measured goes to the caller.
     pub(crate) fn unobserve(&self) -> Option<Box<Stats>> {
-        if self.0.marks.fetch_and(!OBSERVED, AcqRel) & OBSERVED == 0 {
+        if self.0.flags.fetch_and(!OBSERVED, AcqRel) & OBSERVED == 0 {
             return None;
         }
         self.0.control.lock().ties.as_mut()?.stats.take()
@@ -332,6 +323,15 @@ impl Pid {
         self.0.control.lock().reporter = reporter;
     }
 
+    pub(crate) fn set_up(&self) {
+        self.0.flags.fetch_or(UP, AcqRel);
+    }
+
+    /// Whether its start has succeeded.
+    pub(crate) fn is_up(&self) -> bool {
+        self.0.flags.load(Acquire) & UP != 0
+    }
+
     pub(crate) fn report_started(&self) {
         let mut reporter = std::mem::take(&mut self.0.control.lock().reporter);
         reporter.tell(Report::Started);
@@ -349,20 +349,33 @@ impl Pid {
         reporter.tell(Report::Exited(exit));
     }
 
-    pub(crate) fn register(&self, waker: &Waker) {
-        self.0.waker.register(waker);
+    /// See [`Registered`].
+    #[cold]
+    fn register(&self, waker: &Waker) {
+        let mut control = self.0.control.lock();
+        let before = match control.exit {
+            // Nobody wakes it any more.
+            Some(_) => None,
+            None => control.waker.replace(waker.clone()),
+        };
+        drop(control);
+        drop(before); // outside the lock: it may be the last that holds its task
     }
 
     pub(crate) fn wake(&self) {
-        self.0.waker.wake();
+        let waker = self.0.control.lock().waker.clone();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
-    /// Takes the requests raised since the last call.
-    pub(crate) fn take_requests(&self) -> u8 {
-        if self.0.flags.load(Acquire) & REQUESTS == 0 {
+    /// Takes the requests raised since the last call, and whether someone began to wait for [`ROOM`].
+    #[inline]
+    pub(crate) fn take_requests(&self) -> u16 {
+        if self.0.flags.load(Acquire) & (REQUESTS | ROOM) == 0 {
             return 0;
         }
-        self.0.flags.fetch_and(!REQUESTS, AcqRel) & REQUESTS
+        self.0.flags.fetch_and(!(REQUESTS | ROOM), AcqRel) & (REQUESTS | ROOM)
     }
 
     pub(crate) fn stop_reason(&self) -> Exit {
@@ -382,34 +395,15 @@ impl Pid {
         self.raise(SUBTREE);
     }
 
-    /// Whether there are requests to take.
-    pub(crate) fn requested(&self) -> bool {
-        self.0.flags.load(Relaxed) & REQUESTS != 0
-    }
-
-    /// From now on messages are refused; those that wait will not be handled by this incarnation.
-    pub(crate) fn set_ending(&self) {
-        self.0.flags.fetch_or(ENDING, AcqRel);
-        let mailbox = &self.0.mailbox;
-        let left = mailbox.queued.swap(CLOSING, SeqCst);
-        // What lies in a ring is counted when it is dropped, if it is.
-        if left & CLOSED == 0 && !mailbox.mailbox.has_ring() {
-            self.count_dropped(left.into());
-        }
-        if mailbox.waiting.load(SeqCst) > 0
-            && let Some(room) = mailbox.room.get()
-        {
-            room.notify_waiters();
-        }
-    }
-
-    pub(crate) fn ending(&self) -> bool {
-        self.0.flags.load(Acquire) & (ENDING | DEAD) != 0
+    /// Whether it is to handle no message now: there are requests to take, or its exit is someone else's already.
+    #[inline]
+    pub(crate) fn interrupted(&self) -> bool {
+        self.0.flags.load(Acquire) & (REQUESTS | CLAIMED) != 0
     }
 
     /// Ends it: watchers, links and whoever started it learn the reason, once.
     pub(crate) fn set_exit(&self, exit: &Exit) {
-        let (mut reporter, (watchers, links, groups, _proxy)) = {
+        let (mut reporter, _waker, (watchers, links, groups, _proxy)) = {
             let mut control = self.0.control.lock();
             if control.exit.is_some() {
                 return;
@@ -425,7 +419,7 @@ impl Pid {
                 }
                 None => Default::default(),
             };
-            (std::mem::take(&mut control.reporter), told)
+            (std::mem::take(&mut control.reporter), control.waker.take(), told)
         };
         self.set_ending();
         // Who learns of the end finds it in no group any more.
@@ -553,128 +547,10 @@ impl Pid {
         let _watcher = self.0.control.lock().ties.as_mut().and_then(|ties| ties.watchers.remove(&watch));
     }
 
-    fn raise(&self, flag: u8) {
+    fn raise(&self, flag: u16) {
+        // Before the lock in which the waker is looked for: whoever registers one there afterwards finds the flag.
         self.0.flags.fetch_or(flag, AcqRel);
-        self.0.waker.wake();
-    }
-
-    // ---- the account of the mailbox ---------------------------------------------------------------------------------------
-
-    pub(crate) fn mailbox(&self) -> Mailbox {
-        self.0.mailbox.mailbox
-    }
-
-    /// Takes room for one message.
-    pub(crate) fn reserve(&self) -> Result<(), SendError> {
-        let mailbox = &self.0.mailbox;
-        let max = mailbox.mailbox.messages;
-        match mailbox.queued.fetch_update(SeqCst, SeqCst, |queued| (queued < max).then_some(queued + 1)) {
-            Ok(_) => Ok(()),
-            Err(queued) if queued & CLOSED != 0 => Err(SendError::Closed),
-            Err(_) => Err(SendError::Full),
-        }
-    }
-
-    /// Waits for room, if the mailbox makes senders wait; then it fails only when the actor ends.
-    pub(crate) async fn reserve_when_free(&self) -> Result<(), SendError> {
-        match self.reserve() {
-            Err(SendError::Full) if self.0.mailbox.mailbox.overflow == Overflow::Wait => {}
-            done => return done,
-        }
-        let mailbox = &self.0.mailbox;
-        // Made before it is counted: who sees that someone waits finds where.
-        let room = mailbox.room.get_or_init(Box::default);
-        let _waiting = Waiting::new(&mailbox.waiting);
-        loop {
-            let mut room = std::pin::pin!(room.notified());
-            // Enabled before the next look, so that room made in between is not missed.
-            room.as_mut().enable();
-            match self.reserve() {
-                Err(SendError::Full) => room.await,
-                done => return done,
-            }
-        }
-    }
-
-    /// A message has left the mailbox.
-    pub(crate) fn release(&self) {
-        let mailbox = &self.0.mailbox;
-        mailbox.queued.fetch_sub(1, SeqCst);
-        if mailbox.waiting.load(SeqCst) > 0
-            && let Some(room) = mailbox.room.get()
-        {
-            room.notify_one();
-        }
-    }
-
-    /// A ring took a message for which no room was reserved.
-    pub(crate) fn count_queued(&self) {
-        self.0.mailbox.queued.fetch_add(1, SeqCst);
-    }
-
-    /// Messages of the incarnation before.
-    pub(crate) fn start_with(&self, messages: usize) {
-        self.0.mailbox.queued.store(u32::try_from(messages).unwrap_or(CLOSED - 1), SeqCst);
-    }
-
-    /// Called by the actor's thread alone.
-    pub(crate) fn count_handled(&self) {
-        let handled = &self.0.mailbox.handled;
-        handled.store(handled.load(Relaxed) + 1, Relaxed);
-    }
-
-    pub(crate) fn count_dropped(&self, messages: u64) {
-        self.0.mailbox.dropped.fetch_add(messages, Relaxed);
-    }
-
-    pub(crate) fn queue_len(&self) -> usize {
-        match self.0.mailbox.queued.load(Relaxed) {
-            queued if queued & CLOSED == 0 => queued as usize,
-            _ => 0,
-        }
-    }
-
-    pub(crate) fn queue_max(&self) -> usize {
-        self.0.mailbox.mailbox.messages as usize
-    }
-
-    pub(crate) fn messages(&self) -> u64 {
-        self.0.mailbox.handled.load(Relaxed)
-    }
-
-    /// Messages that this incarnation accepted and did not handle.
-    pub(crate) fn dropped(&self) -> u64 {
-        self.0.mailbox.dropped.load(Relaxed)
-    }
-
-    // ---- the ring, where it has one -----------------------------------------------------------------------------------------
-
-    pub(crate) fn backlog(&self) -> Option<Arc<dyn Backlog>> {
-        self.0.control.lock().ties.as_ref()?.backlog.clone()
-    }
-
-    pub(crate) fn set_backlog(&self, backlog: Arc<dyn Backlog>) {
-        self.0.control.lock().ties().backlog = Some(backlog);
-    }
-
-    /// Takes from an incarnation that has ended what it leaves to the next one.
-    pub(crate) fn take_backlog(&self) -> Option<Arc<dyn Backlog>> {
-        if !self.mailbox().has_ring() {
-            return None;
-        }
-        self.0.control.lock().ties.as_mut()?.backlog.take()
-    }
-
-    /// The incarnation has ended, its counts are final. A ring that is not kept is emptied.
-    pub(crate) fn close_backlog(&self) {
-        let mailbox = self.mailbox();
-        if mailbox.keep {
-            if let Some(backlog) = self.backlog() {
-                backlog.close(self.0.id);
-            }
-        } else if let Some(backlog) = self.take_backlog() {
-            self.count_dropped(backlog.abandon(None) as u64);
-        }
+        self.wake();
     }
 }
 
@@ -762,37 +638,53 @@ impl Drop for Unwatch<'_> {
     }
 }
 
-struct Waiting<'a>(&'a AtomicU32);
+/// The waker that whoever runs a pid has registered. A task has the same one all its life, so mostly it is registered already, and
+/// nothing needs to be locked for it.
+#[derive(Default)]
+pub(crate) struct Registered(Option<(usize, usize)>);
 
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicU32) -> Self {
-        count.fetch_add(1, SeqCst);
-        Waiting(count)
+impl Registered {
+    /// From now on `waker` is woken when there are requests for `pid`.
+    #[inline]
+    pub(crate) fn renew(&mut self, pid: &Pid, waker: &Waker) {
+        // The pid holds the one that is registered, so that no other one has its address.
+        let address = Some((waker.data().addr(), std::ptr::from_ref(waker.vtable()).addr()));
+        if self.0 != address {
+            self.0 = address;
+            pid.register(waker);
+        }
     }
 }
 
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, SeqCst);
-    }
-}
-
-thread_local!(static CURRENT: RefCell<Option<Pid>> = const { RefCell::new(None) });
+thread_local!(static CURRENT: std::cell::Cell<Option<Pid>> = const { std::cell::Cell::new(None) });
 
 /// Makes `pid` the current one of this thread until it is dropped.
 pub(crate) struct Entered(Option<Pid>);
 
 impl Entered {
     pub(crate) fn new(pid: &Pid) -> Self {
-        Entered(CURRENT.with(|current| current.replace(Some(pid.clone()))))
+        Entered::with(pid.clone())
+    }
+
+    /// As [`Entered::new`], with a reference to the pid that [`Entered::leave`] gives back: not even a counter is changed.
+    #[inline]
+    pub(crate) fn with(pid: Pid) -> Self {
+        Entered(CURRENT.replace(Some(pid)))
+    }
+
+    #[inline]
+    pub(crate) fn leave(mut self) -> Option<Pid> {
+        let previous = self.0.take();
+        std::mem::forget(self);
+        CURRENT.replace(previous)
     }
 }
 
 impl Drop for Entered {
     fn drop(&mut self) {
         let previous = self.0.take();
-        // Replaced before it is dropped: dropping the last reference inside the borrow could come back here.
-        let gone = CURRENT.with(|current| current.replace(previous));
+        // Replaced before it is dropped: dropping the last reference could come back here.
+        let gone = CURRENT.replace(previous);
         drop(gone);
     }
 }

@@ -48,30 +48,36 @@ impl<A: Actor> Inbox<A> {
 
     /// Has the actor look into its ring.
     pub(crate) fn pull(&self) {
-        self.address.do_send(Parcel::new(Pull));
+        self.address.do_send(Parcel::new(Box::new(Pull)));
     }
 
     /// Not bounded by actix: the room was taken from the account of the pid.
+    #[inline]
     fn put<M: MessageTo<A>>(&self, message: M, asker: Option<Asker<M>>, deadline: Option<Instant>) {
-        // Each made where it is sent: the one that goes on is not copied around.
         match Note::for_message(&self.pid) {
-            None if deadline.is_none() => self.address.do_send(Parcel::new(Question::new(message, asker))),
+            None if deadline.is_none() => self.address.do_send(Parcel::new(Question::boxed(message, asker))),
             note => {
                 let question = Question::new(message, asker);
-                self.address.do_send(Parcel::new(Timed { question, deadline, note }));
+                self.address.do_send(Parcel::new(Box::new(Timed { question, deadline, note })));
             }
         }
     }
 
     /// Puts a message into the mailbox if there is room, or the oldest goes; else gives it back.
+    #[inline]
     fn tell<M: MessageTo<A>>(&self, message: M) -> Result<(), (SendError, M)> {
-        let Some(ring) = &self.ring else {
-            if let Err(error) = self.pid.reserve() {
-                return Err((error, message));
-            }
-            self.put(message, None, None);
-            return Ok(());
-        };
+        if let Some(ring) = &self.ring {
+            return self.tell_ring(ring, message);
+        }
+        if let Err(error) = self.pid.reserve() {
+            return Err((error, message));
+        }
+        self.put(message, None, None);
+        Ok(())
+    }
+
+    #[inline(never)]
+    fn tell_ring<M: MessageTo<A>>(&self, ring: &Ring<A>, message: M) -> Result<(), (SendError, M)> {
         if let Err(error) = self.reserve() {
             return Err((error, message));
         }

@@ -49,9 +49,11 @@ struct Past {
 
 #[derive(Clone, Copy)]
 enum Life {
-    Starting,
-    Running,
-    Restarting { due: Instant },
+    /// Starting or running: its pid knows which.
+    Begun,
+    Restarting {
+        due: Instant,
+    },
     Stopping,
     Stopped,
 }
@@ -66,12 +68,13 @@ impl Registry {
         type_name: &'static str,
         restart: bool,
     ) -> bool {
+        let now = Instant::now();
         let mut nodes = self.nodes.write();
         let node = nodes.entry(pid.arc_path().clone()).or_insert_with(|| Node {
             kind,
             type_name,
-            state: Life::Starting,
-            since: Instant::now(),
+            state: Life::Begun,
+            since: now,
             restarts: 0,
             exits: None,
             dropped: 0,
@@ -89,8 +92,8 @@ impl Registry {
         }
         node.kind = kind;
         node.type_name = type_name;
-        node.state = Life::Starting;
-        node.since = Instant::now();
+        node.state = Life::Begun;
+        node.since = now;
         node.restarts += u32::from(restart);
         if self.observers.load(Relaxed) > 0 {
             pid.observe();
@@ -100,10 +103,6 @@ impl Registry {
         }
         node.live = Some((pid.clone(), inbox));
         true
-    }
-
-    pub(crate) fn running(&self, pid: &Pid) {
-        self.update(pid, |node| node.state = Life::Running);
     }
 
     pub(crate) fn stopping(&self, pid: &Pid) {
@@ -267,9 +266,9 @@ impl Node {
             kind: self.kind,
             type_name: self.type_name.to_owned(),
             state: match self.state {
-                Life::Starting => State::Starting,
-                Life::Running if pid.is_some_and(Pid::ending) => State::Stopping,
-                Life::Running => State::Running,
+                Life::Begun if !pid.is_some_and(Pid::is_up) => State::Starting,
+                Life::Begun if pid.is_some_and(Pid::ending) => State::Stopping,
+                Life::Begun => State::Running,
                 Life::Restarting { due } => State::Restarting { in_ms: ms(due.saturating_duration_since(now)) },
                 Life::Stopping => State::Stopping,
                 Life::Stopped => State::Stopped,

@@ -10,17 +10,18 @@
 //! by [`WorkerFactory`], spawned on an arbiter.
 
 use crate::actor::{Actor, MessageTo};
-use crate::arbiter::Heartbeat;
+use crate::arbiter::{self, Arbiter, Heartbeat, Turn};
 use crate::ctx::{Ctx, DEADLINE};
 use crate::error::AskError;
 use crate::exit::Exit;
+use crate::inspect::Kind;
 use crate::inspect::TreeEvent;
 use crate::mailbox::{Parcel, Question, Ring};
 use crate::note::{Looked, Note};
 use crate::panic::{drop_guarded, guarded, guarded_inside, take_drop_panic};
-use crate::pid::{Entered, KILL, Name, Pid, SIGNAL, STOP, SUBTREE, Signal, doing};
+use crate::pid::{Entered, KILL, Name, Pid, ROOM, Registered, SIGNAL, STOP, SUBTREE, Signal, doing};
 use crate::refs::{Inbox, Ref};
-use crate::registry::AnyInbox;
+use crate::supervisor::ChildReporter;
 use crate::system::Inner;
 use actix::dev::channel::{AddressReceiver, channel};
 use actix::dev::{Envelope, Mailbox, ToEnvelope};
@@ -44,16 +45,24 @@ pub(crate) enum Report {
 
 /// Carries reports, or none.
 #[derive(Default)]
-pub(crate) struct Reporter(Option<Box<dyn FnMut(Report) + Send>>);
+pub(crate) enum Reporter {
+    #[default]
+    None,
+    /// To the supervisor of a child: as there may be as many as there are pods, not a closure in a box.
+    Child(ChildReporter),
+    Call(Box<dyn FnMut(Report) + Send>),
+}
 
 impl Reporter {
     pub(crate) fn new(f: impl FnMut(Report) + Send + 'static) -> Self {
-        Reporter(Some(Box::new(f)))
+        Reporter::Call(Box::new(f))
     }
 
     pub(crate) fn tell(&mut self, report: Report) {
-        if let Some(f) = &mut self.0 {
-            f(report);
+        match self {
+            Reporter::None => {}
+            Reporter::Child(child) => child.tell(report),
+            Reporter::Call(f) => f(report),
         }
     }
 }
@@ -81,7 +90,7 @@ impl ExitGuard {
         if self.pid.claimed() {
             return;
         }
-        self.system.registry.running(&self.pid);
+        self.pid.set_up();
         self.system.event(|| TreeEvent::Started { path: self.pid.path().to_owned(), pid: self.pid.clone() });
         self.pid.report_started();
     }
@@ -125,13 +134,9 @@ impl Drop for ExitGuard {
 
 /// What makes the incarnations of one child.
 pub(crate) trait Factory: Send + Sync {
-    fn type_name(&self) -> &'static str;
-    /// The mailbox of a new incarnation, and what starts it on its arbiter's thread.
-    fn prepare(self: Arc<Self>, pid: &Pid, system: &Arc<Inner>) -> (AnyInbox, Boot);
+    /// Starts an incarnation on an arbiter. How that goes, `exit` reports.
+    fn start(self: Arc<Self>, pid: Pid, system: Arc<Inner>, arbiter: &Arbiter, exit: ExitGuard, restart: bool);
 }
-
-/// Runs on the arbiter's thread.
-pub(crate) type Boot = Box<dyn FnOnce(ExitGuard) + Send>;
 
 pub(crate) struct WorkerFactory<F>(F);
 
@@ -142,30 +147,35 @@ impl<F> WorkerFactory<F> {
 }
 
 impl<A: Actor, F: Fn() -> A + Send + Sync + 'static> Factory for WorkerFactory<F> {
-    fn type_name(&self) -> &'static str {
-        std::any::type_name::<A>()
-    }
-
-    fn prepare(self: Arc<Self>, pid: &Pid, system: &Arc<Inner>) -> (AnyInbox, Boot) {
+    fn start(self: Arc<Self>, pid: Pid, system: Arc<Inner>, arbiter: &Arbiter, mut exit: ExitGuard, restart: bool) {
         // actix's own capacity does not matter: the account of the pid decides before it is asked.
         let (sender, receiver) = channel::<Host<A>>(16);
-        let ring = pid.mailbox().has_ring().then(|| ring::<A>(pid));
+        let ring = pid.mailbox().has_ring().then(|| ring::<A>(&pid));
         let inbox = Arc::new(Inbox::new(pid.clone(), actix::Addr::new(sender), ring));
-        let (pid, system, own) = (pid.clone(), system.clone(), inbox.clone());
-        let boot: Boot = Box::new(move |mut exit: ExitGuard| {
-            let entered = Entered::new(&pid);
-            let turn = system.turn(&pid, doing::start);
+        let type_name = std::any::type_name::<A>();
+        if !system.registry.enter(&pid, Some(inbox.clone()), Kind::Worker, type_name, restart) {
+            return exit.exited(Exit::Error(format!("`{}` is already running", pid.path())));
+        }
+        // Looked at after it was entered, where the watchdog finds it: one of the two sees the other.
+        if arbiter::abandoned() {
+            return exit.exited(Exit::ArbiterGone);
+        }
+        arbiter.run(move || {
+            pid.doing(doing::start);
+            let heartbeat = system.heartbeat();
+            let turn = Turn::new(&heartbeat, &pid);
+            let entered = Entered::with(pid.clone());
             let made = if system.killed() { Err(Exit::Killed) } else { guarded(|| (self.0)()) };
+            let own = entered.leave();
             drop(turn);
-            drop(entered);
             match made {
                 Ok(actor) => {
-                    tokio::task::spawn_local(Shell::new(actor, pid, system, own, receiver, exit));
+                    let ctx = Ctx::new(pid, system, Ref::from_inbox(inbox));
+                    tokio::task::spawn_local(Shell::new(actor, ctx, own, heartbeat, receiver, exit));
                 }
                 Err(panic) => exit.exited(panic),
             }
         });
-        (inbox, boot)
     }
 }
 
@@ -200,16 +210,10 @@ pub(crate) struct Engine<A: Actor> {
 }
 
 impl<A: Actor> Engine<A> {
-    /// Whether no message is to be handled now: the turn is over, the actor ends, a signal is first, or its thread was left behind.
+    /// Whether no message is to be handled now: the turn is over, the actor waits or ends, a signal is first, or its thread was left behind.
     #[inline]
     pub(crate) fn busy(&self) -> bool {
-        let pid = self.ctx.pid_ref();
-        self.ctx.left == 0
-            || self.ctx.waits()
-            || self.ctx.stopping()
-            || self.panicked.is_some()
-            || pid.requested()
-            || pid.claimed()
+        self.ctx.left == 0 || self.ctx.pid_ref().interrupted()
     }
 
     pub(crate) fn pid(&self) -> &Pid {
@@ -234,27 +238,46 @@ impl<A: Actor> Engine<A> {
         if question.given_up() {
             return pid.count_dropped(1);
         }
-        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+        if let Some(deadline) = deadline {
+            return self.deliver_until(question, deadline, note);
+        }
+        self.hand_over(question, note);
+    }
+
+    #[inline(never)]
+    fn deliver_until<M: MessageTo<A>>(
+        &mut self,
+        question: &mut Question<M>,
+        deadline: Instant,
+        note: Option<Box<Note>>,
+    ) {
+        if deadline <= Instant::now() {
             // Its asker will learn it from its own clock; perhaps that has no turn for a while.
             question.refuse(AskError::Timeout);
-            return pid.count_dropped(1);
+            return self.ctx.pid_ref().count_dropped(1);
         }
-        let (Some(actor), (Some(message), asker)) = (&mut self.actor, question.take()) else { return };
+        DEADLINE.set(Some(deadline));
+        self.hand_over(question, note);
+        DEADLINE.set(None);
+    }
+
+    #[inline]
+    fn hand_over<M: MessageTo<A>>(&mut self, question: &mut Question<M>, note: Option<Box<Note>>) {
+        let Engine { actor: Some(actor), ctx, panicked } = self else { return };
+        let (Some(message), asker) = question.take() else { return };
+        let pid = ctx.pid_ref();
         pid.count_handled();
-        if deadline.is_some() {
-            DEADLINE.set(deadline);
-        }
-        let ctx = &mut self.ctx;
-        ctx.pid_ref().doing(std::any::type_name::<M>);
-        let looked = Looked::wanted(ctx.pid_ref(), &note)
-            .then(|| Looked::enter(ctx.pid_ref(), note, std::any::type_name::<M>()));
+        pid.doing(std::any::type_name::<M>);
+        let looked = match Looked::wanted(pid, &note) {
+            false => None,
+            true => Some(Looked::enter(pid, note, std::any::type_name::<M>())),
+        };
         if let Some(panic) = guarded_inside(|| message.handled_by(actor, ctx).resolve(asker)) {
-            self.panicked = Some(Box::new(panic));
+            *panicked = Some(panic);
+            // Nothing more is handled.
+            ctx.left = 0;
         }
         drop(looked);
-        if deadline.is_some() {
-            DEADLINE.set(None);
-        }
     }
 }
 
@@ -322,6 +345,9 @@ struct Run<A: Actor> {
 }
 
 struct Shell<A: Actor> {
+    /// Becomes the current pid of the thread and back again, turn by turn.
+    pid: Option<Pid>,
+    registered: Registered,
     run: Option<Run<A>>,
     heartbeat: Arc<Heartbeat>,
     phase: Phase,
@@ -331,17 +357,15 @@ struct Shell<A: Actor> {
 impl<A: Actor> Shell<A> {
     fn new(
         actor: A,
-        pid: Pid,
-        system: Arc<Inner>,
-        inbox: Arc<Inbox<A>>,
+        ctx: Ctx<A>,
+        pid: Option<Pid>,
+        heartbeat: Arc<Heartbeat>,
         receiver: AddressReceiver<Host<A>>,
         exit: ExitGuard,
     ) -> Self {
-        let heartbeat = system.heartbeat();
-        let ctx = Ctx::new(pid, system, Ref::from_inbox(inbox));
         let engine = Engine { actor: Some(Box::new(actor)), ctx, panicked: None };
         let run = Some(Run { engine, mailbox: Mailbox::new(receiver) });
-        Shell { run, heartbeat, phase: Phase::New, exit }
+        Shell { pid, registered: Registered::default(), run, heartbeat, phase: Phase::New, exit }
     }
 
     /// Runs user code outside of messages; a panic ends the actor.
@@ -362,6 +386,9 @@ impl<A: Actor> Shell<A> {
         let requests = self.exit.pid.take_requests();
         if requests == 0 {
             return;
+        }
+        if requests & ROOM != 0 {
+            self.exit.pid.offer_all_room();
         }
         // Before a kill, which would wait for subtrees that have ended already.
         if requests & SUBTREE != 0 {
@@ -489,10 +516,11 @@ impl<A: Actor> Shell<A> {
     /// One turn of the actor itself: its messages, then what its own futures bring.
     fn turn(&mut self, cx: &mut Context<'_>) {
         let Some(Run { engine, mailbox }) = &mut self.run else { return };
-        engine.ctx.left = match &self.exit.system.schedule {
+        let turn = match &self.exit.system.schedule {
             None => TURN_MESSAGES,
             Some(schedule) => schedule.messages(TURN_MESSAGES),
         };
+        engine.ctx.left = if engine.ctx.holds() { 0 } else { turn };
         // What others of this thread left behind is not this actor's.
         take_drop_panic();
         let result = guarded(|| {
@@ -509,7 +537,8 @@ impl<A: Actor> Shell<A> {
         if let Some(panic) = engine.panicked.take() {
             return self.end(*panic, false);
         }
-        if engine.ctx.left == 0 {
+        // Who waits is woken by what it waits for.
+        if engine.ctx.left == 0 && !engine.ctx.waits() {
             cx.waker().wake_by_ref();
         }
         // A Drop of the user's that panicked inside a guarded drop, such as a message's.
@@ -537,10 +566,14 @@ impl<A: Actor> Future for Shell<A> {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let _entered = Entered::new(&this.exit.pid);
+        let entered = match this.pid.take() {
+            Some(pid) => Entered::with(pid),
+            None => Entered::new(&this.exit.pid),
+        };
         let outer = this.heartbeat.enter(&this.exit.pid);
         let done = this.advance(cx);
         this.heartbeat.leave(outer);
+        this.pid = entered.leave();
         if this.heartbeat.abandoned() { Poll::Ready(()) } else { done }
     }
 }
@@ -548,7 +581,7 @@ impl<A: Actor> Future for Shell<A> {
 impl<A: Actor> Shell<A> {
     /// Signals, then messages, then the end as far as it goes without waiting.
     fn advance(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.exit.pid.register(cx.waker());
+        self.registered.renew(&self.exit.pid, cx.waker());
         if self.exit.system.killed() {
             self.end(Exit::Killed, false);
         }

@@ -3,14 +3,14 @@
 //! Must never decide: what is restarted, when, and in which order is `core::supervisor`'s. Started by [`crate::System`], by
 //! [`crate::Ctx::supervise`], and by another supervisor whose child it is.
 
-use crate::arbiter::{self, Heartbeat};
+use crate::arbiter::{self, Heartbeat, Turn};
 use crate::core::child::{Child, Spec};
 use crate::core::supervisor::{Action, Asker, Event, Inc, Key, Supervisor, Timer};
 use crate::error::ChildError;
 use crate::exit::Exit;
 use crate::inspect::{Kind, TreeEvent};
 use crate::panic::{drop_guarded, guarded, take_drop_panic};
-use crate::pid::{Entered, KILL, Pid, STOP, doing};
+use crate::pid::{Entered, KILL, Pid, Registered, STOP, doing};
 use crate::registry::AnyInbox;
 use crate::shell::{ExitGuard, Report, Reporter};
 use crate::spec::{ChildSpec, Policy, Start, Strategy, SupervisorSpec};
@@ -18,10 +18,11 @@ use crate::system::Inner;
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, TryAcquireError, oneshot};
 use tokio::time::{Instant, Sleep};
 
 /// How many commands may wait at a supervisor; further callers wait for room.
@@ -198,7 +199,13 @@ impl SupervisorRef {
 
     async fn call<R>(&self, put: impl FnOnce(&mut Waiting, oneshot::Sender<R>)) -> Result<R, ChildError> {
         let (tx, rx) = oneshot::channel();
-        self.post.room.acquire().await.map_err(|_| ChildError::SupervisorDown)?.forget();
+        match self.post.room.try_acquire() {
+            Ok(room) => room.forget(),
+            Err(TryAcquireError::Closed) => return Err(ChildError::SupervisorDown),
+            Err(TryAcquireError::NoPermits) => {
+                self.post.room.acquire().await.map_err(|_| ChildError::SupervisorDown)?.forget();
+            }
+        }
         if !self.post.put(&self.pid, |waiting| put(waiting, tx)) {
             return Err(ChildError::SupervisorDown);
         }
@@ -254,15 +261,18 @@ pub(crate) fn launch(
         }
     }
     let heartbeat = system.heartbeat();
-    let turn = system.turn(&pid, doing::supervision);
+    pid.doing(doing::supervision);
+    let beating = heartbeat.clone();
+    let turn = Turn::new(&beating, &pid);
     let mut driver = Driver {
         core,
         heartbeat,
         pid,
+        registered: Registered::default(),
         system,
         exit,
         post,
-        askers: HashMap::new(),
+        askers: HashMap::default(),
         next_asker: 0,
         timers: BTreeMap::new(),
         next_timer: 0,
@@ -286,6 +296,21 @@ fn strategy_name(strategy: Strategy) -> &'static str {
     }
 }
 
+/// Brings to a supervisor what becomes of one incarnation of a child.
+pub(crate) struct ChildReporter {
+    supervisor: SupervisorRef,
+    key: Key,
+    inc: Inc,
+}
+
+impl ChildReporter {
+    pub(crate) fn tell(&self, report: Report) {
+        let SupervisorRef { pid, post } = &self.supervisor;
+        // The supervisor may be gone, when its arbiter is.
+        post.put(pid, |waiting| waiting.reports.push_back((self.key, self.inc, report)));
+    }
+}
+
 struct Data {
     spec: ChildSpec,
     pid: Option<Pid>,
@@ -300,6 +325,22 @@ impl Spec for Data {
     }
 }
 
+/// For numbers that nobody else chooses.
+#[derive(Default)]
+struct NumberHasher(u64);
+
+impl Hasher for NumberHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+    fn write_u64(&mut self, number: u64) {
+        self.0 = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
 enum Reply {
     Pid(oneshot::Sender<Result<Pid, ChildError>>),
     Done(oneshot::Sender<Result<(), ChildError>>),
@@ -309,10 +350,11 @@ struct Driver {
     core: Supervisor<Data>,
     heartbeat: Arc<Heartbeat>,
     pid: Pid,
+    registered: Registered,
     system: Arc<Inner>,
     exit: ExitGuard,
     post: Arc<Post>,
-    askers: HashMap<Asker, Reply>,
+    askers: HashMap<Asker, Reply, BuildHasherDefault<NumberHasher>>,
     next_asker: Asker,
     timers: BTreeMap<(Instant, u64), Timer>,
     next_timer: u64,
@@ -415,40 +457,29 @@ impl Driver {
     }
 
     fn start(&mut self, key: Key, inc: Inc, restart: bool) {
-        let Some(child) = self.core.child(key) else { return };
-        let spec = child.data.spec.clone();
-        let pid = self.system.pid(self.path_of(&spec.id).into(), spec.mailbox);
-        if let Some(data) = self.core.data_mut(key) {
-            // At once, so that nothing that happens to the new incarnation loses what the old one left.
-            if let Some(backlog) = data.pid.replace(pid.clone()).and_then(|before| before.take_backlog()) {
-                pid.set_backlog(backlog);
-            }
+        let Some(data) = self.core.data_mut(key) else { return };
+        // The path is the same for all incarnations.
+        let path = match &data.pid {
+            Some(before) => before.arc_path().clone(),
+            None => [self.pid.path(), "/", &*data.spec.id].concat().into(),
+        };
+        let pid = self.system.pid(path, data.spec.mailbox);
+        let (start, placed) = (data.spec.start.clone(), data.spec.placed());
+        // At once, so that nothing that happens to the new incarnation loses what the old one left.
+        if let Some(backlog) = data.pid.replace(pid.clone()).and_then(|before| before.take_backlog()) {
+            pid.set_backlog(backlog);
         }
-        let (post, supervisor) = (self.post.clone(), self.pid.clone());
-        let reporter = Reporter::new(move |report| {
-            // The supervisor may be gone, when its arbiter is.
-            post.put(&supervisor, |waiting| waiting.reports.push_back((key, inc, report)));
-        });
+        let supervisor = SupervisorRef { pid: self.pid.clone(), post: self.post.clone() };
+        let reporter = Reporter::Child(ChildReporter { supervisor, key, inc });
         let system = self.system.clone();
         let mut exit = ExitGuard::new(pid.clone(), system.clone(), reporter);
         if system.killed() {
             return exit.exited(Exit::Killed);
         }
-        let arbiter = self.system.arbiter(spec.placed());
+        let arbiter = self.system.arbiter(placed);
         pid.set_arbiter(arbiter.id());
-        match spec.start {
-            Start::Actor(factory) => {
-                let type_name = factory.type_name();
-                let (inbox, boot) = factory.prepare(&pid, &system);
-                if !system.registry.enter(&pid, Some(inbox), Kind::Worker, type_name, restart) {
-                    return exit.exited(Exit::Error(format!("`{}` is already running", pid.path())));
-                }
-                // Looked at after it was entered, where the watchdog finds it: one of the two sees the other.
-                if arbiter::abandoned() {
-                    return exit.exited(Exit::ArbiterGone);
-                }
-                arbiter.run(Box::new(move || boot(exit)));
-            }
+        match start {
+            Start::Actor(factory) => factory.start(pid, system, &arbiter, exit, restart),
             Start::Supervisor(make) => {
                 // Its handle and its strategy come with its spec.
                 if !system.registry.enter(&pid, None, Kind::Supervisor, "supervisor", restart) {
@@ -457,8 +488,10 @@ impl Driver {
                 if arbiter::abandoned() {
                     return exit.exited(Exit::ArbiterGone);
                 }
-                arbiter.run(Box::new(move || {
-                    let turn = system.turn(&pid, doing::start);
+                arbiter.run(move || {
+                    pid.doing(doing::start);
+                    let heartbeat = system.heartbeat();
+                    let turn = Turn::new(&heartbeat, &pid);
                     let made = guarded(|| make());
                     drop(turn);
                     match made {
@@ -467,7 +500,7 @@ impl Driver {
                         }
                         Err(panic) => exit.exited(panic),
                     }
-                }));
+                });
             }
         }
     }
@@ -517,7 +550,7 @@ impl Driver {
     }
 
     fn path_of(&self, id: &str) -> String {
-        format!("{}/{id}", self.pid.path())
+        [self.pid.path(), "/", id].concat()
     }
 
     /// Handles one thing, if there is one.
@@ -634,7 +667,7 @@ impl Future for Driver {
 impl Driver {
     fn advance(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let this = self;
-        this.pid.register(cx.waker());
+        this.registered.renew(&this.pid, cx.waker());
         if this.system.killed() && !this.done && !std::mem::replace(&mut this.killed, true) {
             this.feed(Event::Kill);
         }

@@ -4,7 +4,7 @@
 
 use crate::actor::Actor;
 use crate::any::AnyRef;
-use crate::arbiter::{self, Arbiter, Heartbeat, Turn};
+use crate::arbiter::{self, Arbiter, Heartbeat};
 use crate::core::intensity::Intensity;
 use crate::error::{BuildError, StartError};
 use crate::exit::Exit;
@@ -12,7 +12,7 @@ use crate::groups::Groups;
 use crate::inspect::{ActorInfo, ArbiterInfo, TREE_EVENTS, TreeEvent, ms};
 use crate::observe::{self, Observer};
 use crate::panic::{drop_guarded, install_hook};
-use crate::pid::{Name, Pid};
+use crate::pid::Pid;
 use crate::refs::{Inbox, Named, Ref};
 use crate::registry::Registry;
 use crate::schedule::Schedule;
@@ -266,9 +266,9 @@ impl System {
         let exit = ExitGuard::new(pid.clone(), self.inner.clone(), reporter).rootless();
         let (inner, own) = (self.inner.clone(), pid.clone());
         let (give, take) = oneshot::channel();
-        self.inner.arbiter(Placement::Spread).run(Box::new(move || {
+        self.inner.arbiter(Placement::Spread).run(move || {
             let _ = give.send(launch(spec, own, inner, exit, false));
-        }));
+        });
         let Ok(supervisor) = take.await else {
             // Its thread was left behind before it came to it.
             let down = self.inner.down.load(SeqCst);
@@ -461,9 +461,9 @@ impl Inner {
     pub(crate) async fn start_again(self: &Arc<Self>, restart: TopRestart, slot: usize) {
         let TopRestart { pid, spec, exit, started } = restart;
         let (inner, own) = (self.clone(), pid.clone());
-        self.arbiter(Placement::Arbiter(slot)).run(Box::new(move || {
+        self.arbiter(Placement::Arbiter(slot)).run(move || {
             launch(spec, own, inner, exit, true);
-        }));
+        });
         if started.await.is_err() {
             let exit = pid.exited().await;
             tracing::error!(path = pid.path(), %exit, "supervisor could not be started again");
@@ -514,12 +514,6 @@ impl Inner {
         own.unwrap_or_else(|| self.arbiters.read()[0].heartbeat.clone())
     }
 
-    /// Code of an actor's begins outside of its shell, on the caller's arbiter. It ends when what is returned is dropped.
-    pub(crate) fn turn(&self, pid: &Pid, doing: Name) -> Turn {
-        pid.doing(doing);
-        Turn::new(self.heartbeat(), pid)
-    }
-
     pub(crate) fn arbiter(&self, placement: Placement) -> Arc<Arbiter> {
         let arbiters = self.arbiters.read();
         let n = arbiters.len();
@@ -567,9 +561,9 @@ mod tests {
         system.start(spec()).await.expect("started");
         let b = system.whereis("s/b").expect("b");
         // Not through an actor: those panics are caught. This one is the runtime's own death.
-        system.inner.arbiters()[1].run(Box::new(|| {
+        system.inner.arbiters()[1].run(|| {
             std::panic::resume_unwind(Box::new("dies"));
-        }));
+        });
         assert_eq!(b.exited().await, Exit::ArbiterGone);
         let again = async {
             while system.whereis("s/b").is_none_or(|pid| pid == b) {

@@ -86,7 +86,7 @@ impl Trace {
     /// Whether there is a current one.
     #[inline]
     pub(crate) fn any() -> bool {
-        ANY.with(Cell::get)
+        ANY.get()
     }
 
     /// Runs `f` in this span: the messages that it sends, and the futures and timers that it gives to its actor, carry it on.

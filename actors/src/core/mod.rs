@@ -9,6 +9,7 @@
 
 pub(crate) mod backoff;
 pub(crate) mod child;
+mod children;
 mod event;
 pub(crate) mod intensity;
 #[cfg(test)]

@@ -15,6 +15,7 @@
 //! While an operation runs, exits of other children and retries are kept and handled after it, as OTP's are in the mailbox.
 
 use super::child::{Child, ChildState, Spec, Why};
+use super::children::Children;
 pub(crate) use super::event::{Action, Asker, Event, Inc, Key, Timer};
 use super::intensity::Intensity;
 use crate::error::ChildError;
@@ -50,7 +51,7 @@ pub(crate) struct Supervisor<D> {
     strategy: Strategy,
     auto_shutdown: AutoShutdown,
     intensity: Intensity,
-    children: BTreeMap<Key, Box<Child<D>>>,
+    children: Children<D>,
     ids: HashMap<Arc<str>, Key>,
     op: Op,
     /// How many children are starting, running or stopping.
@@ -78,7 +79,7 @@ impl<D: Spec> Supervisor<D> {
             strategy,
             auto_shutdown,
             intensity: Intensity::new(intensity),
-            children: BTreeMap::new(),
+            children: Children::new(),
             ids: HashMap::new(),
             op: Op::Boot { cursor: 0 },
             alive: 0,
@@ -111,11 +112,11 @@ impl<D: Spec> Supervisor<D> {
     }
 
     pub(crate) fn children(&self) -> impl Iterator<Item = (Key, &Child<D>)> {
-        self.children.iter().map(|(key, child)| (*key, &**child))
+        self.children.iter()
     }
 
     pub(crate) fn child(&self, key: Key) -> Option<&Child<D>> {
-        self.children.get(&key).map(|c| &**c)
+        self.children.get(key)
     }
 
     pub(crate) fn find(&self, id: &str) -> Option<(Key, &Child<D>)> {
@@ -124,12 +125,12 @@ impl<D: Spec> Supervisor<D> {
     }
 
     pub(crate) fn data_mut(&mut self, key: Key) -> Option<&mut D> {
-        self.children.get_mut(&key).map(|c| &mut c.data)
+        self.children.get_mut(key).map(|c| &mut c.data)
     }
 
     /// Whether the child runs, or will be started again without being asked for.
     pub(crate) fn returns(&self, key: Key) -> bool {
-        let Some(child) = self.children.get(&key) else { return false };
+        let Some(child) = self.children.get(key) else { return false };
         match self.op {
             // Its members show as idle until all of them have ended.
             Op::Group { from, phase: Phase::Stopping { .. }, .. } if key >= from => {
@@ -142,12 +143,12 @@ impl<D: Spec> Supervisor<D> {
 
     /// Whether the restart of its group failed before its turn came, and will be tried again.
     fn retried_with(&self, key: Key) -> bool {
-        let from = match self.strategy {
+        let below = match self.strategy {
             Strategy::OneForOne | Strategy::Dynamic => return false,
-            Strategy::OneForAll => Key::MAX,
-            Strategy::RestForOne => key,
+            Strategy::OneForAll => self.next_key,
+            Strategy::RestForOne => key + 1,
         };
-        self.children.range(..=from).any(|(_, child)| matches!(child.state, ChildState::Waiting { failed: Some(_) }))
+        self.children.range(0, below).any(|(_, child)| matches!(child.state, ChildState::Waiting { failed: Some(_) }))
     }
 
     /// `now` is the time since some fixed moment and never goes back.
@@ -171,7 +172,7 @@ impl<D: Spec> Supervisor<D> {
     // ---- events of children ------------------------------------------------------------------------------------------------
 
     fn on_started(&mut self, key: Key, inc: Inc, now: Duration, out: &mut Vec<Action<D>>) {
-        let Some(child) = self.children.get_mut(&key).filter(|c| c.inc == inc) else { return };
+        let Some(child) = self.children.get_mut(key).filter(|c| c.inc == inc) else { return };
         let ChildState::Starting(why) = &child.state else { return };
         let why = *why;
         child.state = ChildState::running(now);
@@ -183,7 +184,7 @@ impl<D: Spec> Supervisor<D> {
     }
 
     fn on_exited(&mut self, key: Key, inc: Inc, exit: Exit, now: Duration, out: &mut Vec<Action<D>>) {
-        let Some(child) = self.children.get_mut(&key).filter(|c| c.inc == inc) else { return };
+        let Some(child) = self.children.get_mut(key).filter(|c| c.inc == inc) else { return };
         if !child.alive() {
             return;
         }
@@ -231,7 +232,7 @@ impl<D: Spec> Supervisor<D> {
 
     /// A child that was up has ended by itself, and no operation is in the way.
     fn ended(&mut self, key: Key, exit: Exit, now: Duration, out: &mut Vec<Action<D>>) {
-        let Some(child) = self.children.get_mut(&key) else { return };
+        let Some(child) = self.children.get_mut(key) else { return };
         child.state = ChildState::Idle;
         let (restart, significant) = (child.data.policy().restart, child.data.policy().significant);
         let again = match restart {
@@ -254,7 +255,7 @@ impl<D: Spec> Supervisor<D> {
             AutoShutdown::Never => false,
             AutoShutdown::AnySignificant => true,
             AutoShutdown::AllSignificant => {
-                !self.children.values().any(|c| c.data.policy().significant && c.state != ChildState::Idle)
+                !self.children.iter().any(|(_, c)| c.data.policy().significant && c.state != ChildState::Idle)
             }
         }
     }
@@ -269,7 +270,7 @@ impl<D: Spec> Supervisor<D> {
             }
             Why::Op if matches!(self.op, Op::Boot { .. }) => {
                 out.push(Action::Idle { key });
-                let child = self.children.get(&key).map(|c| c.data.id().to_string()).unwrap_or_default();
+                let child = self.children.get(key).map(|c| c.data.id().to_string()).unwrap_or_default();
                 self.close(Exit::StartFailed { child, reason: Box::new(exit) }, now, out);
             }
             Why::Op | Why::Restart if self.down() => {
@@ -298,7 +299,7 @@ impl<D: Spec> Supervisor<D> {
             }
             return;
         }
-        let Some(child) = self.children.get_mut(&key) else { return };
+        let Some(child) = self.children.get_mut(key) else { return };
         child.state = ChildState::Waiting { failed: Some(Box::new(exit)) };
         let inc = child.inc;
         out.push(Action::Restarting { key, delay });
@@ -306,10 +307,10 @@ impl<D: Spec> Supervisor<D> {
         if matches!(self.op, Op::Group { .. }) {
             // Those before it are up; those behind it have to wait until it was tried again.
             self.op = Op::None;
-            for (key, child) in self.children.range_mut(key..) {
+            for (key, child) in self.children.since_mut(key) {
                 if child.state == ChildState::Queued {
                     child.state = ChildState::Idle;
-                    out.push(Action::Idle { key: *key });
+                    out.push(Action::Idle { key });
                 }
             }
             self.proceed(now, out);
@@ -321,7 +322,7 @@ impl<D: Spec> Supervisor<D> {
         if self.intensity.allow(now) {
             return true;
         }
-        let Some(child) = self.children.get_mut(&key) else { return false };
+        let Some(child) = self.children.get_mut(key) else { return false };
         child.state = ChildState::Idle;
         let reason = Exit::RestartIntensity { child: child.data.id().to_string(), last: Box::new(exit) };
         out.push(Action::Idle { key });
@@ -331,7 +332,7 @@ impl<D: Spec> Supervisor<D> {
 
     fn delay(&mut self, key: Key) -> Duration {
         let chance = self.chance();
-        let Some(child) = self.children.get_mut(&key) else { return Duration::ZERO };
+        let Some(child) = self.children.get_mut(key) else { return Duration::ZERO };
         match &child.data.policy().backoff {
             Some(spec) => child.attempts.next_delay(spec, chance),
             None => Duration::ZERO,
@@ -340,7 +341,7 @@ impl<D: Spec> Supervisor<D> {
 
     /// Restarts a child, alone or with its group, after a delay.
     fn set_going(&mut self, key: Key, delay: Duration, now: Duration, out: &mut Vec<Action<D>>) {
-        let Some(child) = self.children.get_mut(&key) else { return };
+        let Some(child) = self.children.get_mut(key) else { return };
         let from = match self.strategy {
             Strategy::OneForOne | Strategy::Dynamic if delay.is_zero() => return self.start(key, Why::Restart, out),
             Strategy::OneForOne | Strategy::Dynamic => {
@@ -369,7 +370,7 @@ impl<D: Spec> Supervisor<D> {
             Timer::StopTimeout { key, inc } => {
                 if self
                     .children
-                    .get(&key)
+                    .get(key)
                     .is_some_and(|c| c.inc == inc && matches!(c.state, ChildState::Stopping { .. }))
                 {
                     out.push(Action::Kill { key });
@@ -466,7 +467,7 @@ impl<D: Spec> Supervisor<D> {
     /// Handles the first thing that was kept. False when nothing is left.
     fn handle_kept(&mut self, now: Duration, out: &mut Vec<Action<D>>) -> bool {
         let Some((key, inc)) = self.kept.pop_front() else { return false };
-        let Some(child) = self.children.get_mut(&key).filter(|c| c.inc == inc) else { return true };
+        let Some(child) = self.children.get_mut(key).filter(|c| c.inc == inc) else { return true };
         match std::mem::replace(&mut child.state, ChildState::Idle) {
             ChildState::Dead { exit } => self.ended(key, *exit, now, out),
             ChildState::Waiting { failed: None } => self.start(key, Why::Restart, out),
@@ -483,9 +484,9 @@ impl<D: Spec> Supervisor<D> {
 
     /// Starts the first queued child from `cursor` on, or finds the one that is being started. `None`: all are up.
     fn start_next(&mut self, cursor: Key, out: &mut Vec<Action<D>>) -> Option<Key> {
-        let (key, queued) = self.children.range(cursor..).find_map(|(key, child)| match child.state {
-            ChildState::Queued => Some((*key, true)),
-            ChildState::Starting(Why::Op) => Some((*key, false)),
+        let (key, queued) = self.children.range(cursor, self.next_key).find_map(|(key, child)| match child.state {
+            ChildState::Queued => Some((key, true)),
+            ChildState::Starting(Why::Op) => Some((key, false)),
             _ => None,
         })?;
         if queued {
@@ -498,10 +499,10 @@ impl<D: Spec> Supervisor<D> {
     fn stop_last(&mut self, from: Key, below: Key, out: &mut Vec<Action<D>>) -> Option<Key> {
         let (key, stopping) = self
             .children
-            .range(from..below)
+            .range(from, below)
             .rev()
             .find(|(_, child)| child.alive())
-            .map(|(key, child)| (*key, matches!(child.state, ChildState::Stopping { .. })))?;
+            .map(|(key, child)| (key, matches!(child.state, ChildState::Stopping { .. })))?;
         if !stopping {
             self.request_stop(key, false, out);
         }
@@ -510,9 +511,9 @@ impl<D: Spec> Supervisor<D> {
 
     /// All of the group have ended: queue them for the start. Temporary ones are not started again (OTP).
     fn queue_group(&mut self, from: Key, delay: Duration, out: &mut Vec<Action<D>>) {
-        let keys: Vec<Key> = self.children.range(from..).map(|(key, _)| *key).collect();
+        let keys: Vec<Key> = self.children.range(from, self.next_key).map(|(key, _)| key).collect();
         for key in keys {
-            let Some(child) = self.children.get_mut(&key) else { continue };
+            let Some(child) = self.children.get_mut(key) else { continue };
             if child.data.policy().restart == Restart::Temporary {
                 self.forget(key, out);
             } else if child.state != ChildState::Queued {
@@ -549,18 +550,16 @@ impl<D: Spec> Supervisor<D> {
         for (key, child) in self.children.iter_mut().filter(|(_, child)| !child.alive()) {
             if child.state != ChildState::Idle {
                 child.state = ChildState::Idle;
-                out.push(Action::Idle { key: *key });
+                out.push(Action::Idle { key });
             }
         }
     }
 
     fn request_stop_of_all(&mut self, kill: bool, out: &mut Vec<Action<D>>) {
-        let keys: Vec<Key> = self.children.iter().filter(|(_, c)| c.alive()).map(|(key, _)| *key).collect();
+        let to_stop = |child: &Child<D>| child.alive() && (kill || !matches!(child.state, ChildState::Stopping { .. }));
+        let keys: Vec<Key> = self.children.iter().filter(|(_, child)| to_stop(child)).map(|(key, _)| key).collect();
         for key in keys {
-            let stopping = matches!(self.children[&key].state, ChildState::Stopping { .. });
-            if kill || !stopping {
-                self.request_stop(key, kill, out);
-            }
+            self.request_stop(key, kill, out);
         }
     }
 
@@ -600,7 +599,7 @@ impl<D: Spec> Supervisor<D> {
             let error = if self.down() { ChildError::SupervisorDown } else { ChildError::NotFound };
             return out.push(Action::Reply { asker, result: Err(error) });
         };
-        let Some(child) = self.children.get_mut(&key) else { return };
+        let Some(child) = self.children.get_mut(key) else { return };
         match child.state {
             ChildState::Stopping { .. } => self.waiters.entry(key).or_default().push(asker),
             ChildState::Starting(_) | ChildState::Running { .. } => {
@@ -615,8 +614,11 @@ impl<D: Spec> Supervisor<D> {
                 self.leave(key, for_good, out);
                 if retried && matches!(self.strategy, Strategy::OneForAll | Strategy::RestForOne) {
                     // Those who waited for its retry will not be started by it.
-                    let behind = self.children.range(key + 1..).filter(|(_, child)| child.state == ChildState::Idle);
-                    out.extend(behind.map(|(key, _)| Action::Idle { key: *key }));
+                    let behind = self
+                        .children
+                        .range(key + 1, self.next_key)
+                        .filter(|(_, child)| child.state == ChildState::Idle);
+                    out.extend(behind.map(|(key, _)| Action::Idle { key }));
                 }
             }
         }
@@ -659,12 +661,12 @@ impl<D: Spec> Supervisor<D> {
         let key = self.next_key;
         self.next_key += 1;
         self.ids.insert(data.id().clone(), key);
-        self.children.insert(key, Box::new(Child::new(data, state)));
+        self.children.push(key, Child::new(data, state));
         key
     }
 
     fn start(&mut self, key: Key, why: Why, out: &mut Vec<Action<D>>) {
-        let Some(child) = self.children.get_mut(&key) else { return };
+        let Some(child) = self.children.get_mut(key) else { return };
         let restart = match why {
             Why::Op => !matches!(self.op, Op::Boot { .. }),
             Why::Restart | Why::Again(_) => true,
@@ -678,7 +680,7 @@ impl<D: Spec> Supervisor<D> {
     }
 
     fn request_stop(&mut self, key: Key, kill: bool, out: &mut Vec<Action<D>>) {
-        let Some(child) = self.children.get_mut(&key) else { return };
+        let Some(child) = self.children.get_mut(key) else { return };
         let mut forget = matches!(child.state, ChildState::Stopping { forget: true });
         if let ChildState::Starting(Why::New(asker) | Why::Again(asker)) = child.state {
             // A child whose start was refused is not kept; one that was there before is.
@@ -698,7 +700,7 @@ impl<D: Spec> Supervisor<D> {
     }
 
     fn forget(&mut self, key: Key, out: &mut Vec<Action<D>>) {
-        if let Some(child) = self.children.remove(&key) {
+        if let Some(child) = self.children.remove(key) {
             self.ids.remove(child.data.id());
             out.push(Action::Forget { key, data: child.data });
         }

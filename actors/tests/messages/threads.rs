@@ -195,3 +195,42 @@ fn what_was_accepted_is_handled_or_counted_as_dropped_whatever_crashes_meanwhile
         });
     }
 }
+
+/// Nobody is forgotten who waits, however close the last message's end and the wait come together.
+#[test]
+fn all_who_wait_for_room_get_it_and_no_more_messages_wait_than_there_is_room_for() {
+    const SENDERS: u32 = 8;
+    const EACH: u32 = 2_000;
+    for room in 1..=3 {
+        let log = Log::default();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(3).enable_all().build().expect("runtime");
+        runtime.block_on(async {
+            let system = System::builder("t").build().expect("system");
+            start(&system, clerk("clerk", &log).mailbox(room)).await;
+            let send = |_| {
+                let clerk = system.lookup::<Clerk>(CLERK).expect("runs");
+                tokio::spawn(async move {
+                    for n in 0..EACH {
+                        clerk.send(Note(n)).await.expect("waits until there is room");
+                    }
+                })
+            };
+            let senders: Vec<_> = (0..SENDERS).map(send).collect();
+            let all = async {
+                for sender in senders {
+                    while !sender.is_finished() {
+                        assert!(info(&system).queue_len <= room);
+                        tokio::task::yield_now().await;
+                    }
+                    sender.await.expect("sent");
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), all).await.expect("nobody waits for ever");
+            system.named::<Clerk>(CLERK).ask(Note(0)).await.expect("answered, behind all others");
+            assert_eq!(log.take().len(), (SENDERS * EACH + 1) as usize);
+            assert_eq!((info(&system).queue_len, info(&system).dropped), (0, 0));
+            system.shutdown().await;
+        });
+    }
+}
