@@ -11,7 +11,7 @@ use crate::exit::Exit;
 use crate::groups::Groups;
 use crate::inspect::{ActorInfo, ArbiterInfo, TREE_EVENTS, TreeEvent, ms};
 use crate::observe::{self, Observer};
-use crate::panic::{drop_guarded, install_hook};
+use crate::panic::{drop_guarded, install_hook, take_drop_panic};
 use crate::pid::Pid;
 use crate::refs::{Inbox, Named, Ref};
 use crate::registry::Registry;
@@ -258,6 +258,10 @@ impl System {
         let (reporter, started) = up();
         {
             let mut tops = self.inner.tops.lock();
+            // Looked at again where a shutdown looks for what it has to stop.
+            if self.inner.down.load(SeqCst) {
+                return Err(StartError::SystemDown);
+            }
             tops.retain(|top| top.pid.is_alive());
             let restarts = Intensity::new(spec.intensity);
             let again = self.inner.watchdog.is_some().then(|| spec.clone());
@@ -370,13 +374,15 @@ impl System {
         observe::record(&self.inner.name, &self.inner.registry);
     }
 
-    /// Stops the top-level supervisors, last come first, then the threads.
+    /// Stops the top-level supervisors, last come first, then the threads. It may be called more than once, and dropped: whoever calls
+    /// it waits for what still runs.
     pub async fn shutdown(&self) {
         self.inner.down.store(true, SeqCst);
-        let tops = std::mem::take(&mut *self.inner.tops.lock());
-        for top in tops.into_iter().rev() {
-            top.pid.stop(Exit::Shutdown);
-            top.pid.exited().await;
+        // Each is known until it has exited: another call finds it, and waits for it, too.
+        while let Some(pid) = self.inner.last_top() {
+            pid.stop(Exit::Shutdown);
+            pid.exited().await;
+            self.inner.forget_top(&pid);
         }
         if let Some(watchdog) = &self.inner.watchdog {
             watchdog.stop();
@@ -431,6 +437,20 @@ impl Inner {
         Ok(())
     }
 
+    fn last_top(&self) -> Option<Pid> {
+        self.tops.lock().last().map(|top| top.pid.clone())
+    }
+
+    fn forget_top(&self, pid: &Pid) {
+        let mut tops = self.tops.lock();
+        let top = tops.iter().position(|top| top.pid == *pid).map(|at| tops.remove(at));
+        // Outside of the lock, for its spec is the user's.
+        drop(tops);
+        drop_guarded(top);
+        // Not a panic of anyone who could exit with it.
+        take_drop_panic();
+    }
+
     /// Whoever starts a supervisor at the top knows that it is up. False when its thread was left behind before.
     fn top_is_up(&self, pid: &Pid) -> bool {
         let mut tops = self.tops.lock();
@@ -441,6 +461,10 @@ impl Inner {
     /// Those of the supervisors at the top that will be started again, in the order of their first start. All others of them are gone.
     pub(crate) fn restarts_of(self: &Arc<Self>, victims: &[Pid]) -> Vec<TopRestart> {
         let mut again = Vec::new();
+        // Whoever shuts it down waits for the end of those that are known.
+        if self.down.load(SeqCst) {
+            return again;
+        }
         for top in self.tops.lock().iter_mut().filter(|top| top.up && victims.contains(&top.pid)) {
             let Some(spec) = top.again.clone() else { continue };
             if !top.restarts.allow(top.since.elapsed()) {

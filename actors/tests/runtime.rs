@@ -541,3 +541,26 @@ async fn a_system_outlives_none_of_its_handles_and_an_actor_that_holds_one() {
     assert_eq!(pid.exited().await, Exit::Killed);
     assert!(dropped.load(SeqCst));
 }
+
+#[tokio::test]
+async fn a_second_shutdown_and_one_after_a_cancelled_first_stop_everything_in_order() {
+    for cancelled in [false, true] {
+        let (log, system) = (Log::default(), system());
+        for top in ["s", "t"] {
+            let child = probe(&format!("{top}a"), &log);
+            system.start(SupervisorSpec::new(top, Strategy::OneForOne).child(child)).await.expect("started");
+        }
+        let pids = ["s", "t", "s/sa", "t/ta"].map(|path| system.whereis(path).expect("lives"));
+        log.take();
+        // The first has to wait.
+        system.named::<Probe>("t/ta").tell(Do::Hang(Duration::from_millis(200))).expect("told");
+        if cancelled {
+            tokio::time::timeout(Duration::from_millis(20), system.shutdown()).await.expect_err("it waits");
+            system.shutdown().await;
+        } else {
+            tokio::join!(system.shutdown(), system.shutdown());
+        }
+        assert_eq!(pids.map(|pid| pid.exit()), [const { Some(Exit::Shutdown) }; 4]);
+        assert_eq!(log.take(), "-ta -sa");
+    }
+}
