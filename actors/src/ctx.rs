@@ -4,6 +4,7 @@
 
 use crate::actor::{Actor, Handler, Message, Replier, Reply};
 use crate::exit::Exit;
+use crate::far::later;
 use crate::observe::Measure;
 use crate::panic::drop_guarded;
 use crate::pid::{MonitorRef, Pid, doing};
@@ -300,7 +301,7 @@ impl<A: Actor> Ctx<A> {
     /// Runs `tick` every `period`, first after one period. Ticks that could not run in time are skipped, not made up for.
     pub fn interval(&mut self, period: Duration, tick: impl FnMut(&mut A, &mut Ctx<A>) + 'static) -> TimerRef {
         let period = period.max(Duration::from_millis(INTERVAL_MIN_MS));
-        let mut ticker = tokio::time::interval_at(Instant::now() + period, period);
+        let mut ticker = tokio::time::interval_at(later(Instant::now(), period), period);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
         self.run(Work::Source(Box::new(Every { ticker, tick })))
     }

@@ -3,6 +3,7 @@
 //! Must never call out while locked. Written by supervisors and by ending actors, read by lookups and observers.
 
 use crate::exit::Exit;
+use crate::far::later;
 use crate::inspect::{ActorInfo, Current, Kind, LAST_EXITS, PastExit, State, ms};
 use crate::observe::Totals;
 use crate::pid::Pid;
@@ -126,7 +127,7 @@ impl Registry {
     pub(crate) fn restarting(&self, path: &str, delay: Duration) -> u32 {
         let mut nodes = self.nodes.write();
         let Some(node) = nodes.get_mut(path).filter(|node| node.live.is_none()) else { return 0 };
-        node.state = Life::Restarting { due: Instant::now() + delay };
+        node.state = Life::Restarting { due: later(Instant::now(), delay) };
         node.restarts
     }
 

@@ -8,6 +8,7 @@ use crate::core::child::{Child, Spec};
 use crate::core::supervisor::{Action, Asker, Event, Inc, Key, Supervisor, Timer};
 use crate::error::ChildError;
 use crate::exit::Exit;
+use crate::far::later;
 use crate::inspect::{Kind, TreeEvent};
 use crate::panic::{drop_guarded, guarded, take_drop_panic};
 use crate::pid::{Entered, KILL, Pid, Registered, STOP, doing};
@@ -420,7 +421,7 @@ impl Driver {
                 take_drop_panic();
             }
             Action::Timer { timer, after } => {
-                self.timers.insert((Instant::now() + after, self.next_timer), timer);
+                self.timers.insert((later(Instant::now(), after), self.next_timer), timer);
                 self.next_timer += 1;
             }
             Action::Reply { .. } => {} // see `feed`

@@ -71,6 +71,21 @@ fn an_interval_ticks_exactly_once_a_minute_for_an_hour_of_simulated_time() {
 }
 
 #[test]
+fn an_interval_and_a_timer_without_end_never_come() {
+    simulated(|system| async move {
+        let any = any(&system).await;
+        run(&any, |ctx| {
+            ctx.interval(Duration::MAX, |_, _| panic!("it came"));
+            ctx.send_after(Duration::MAX, Run(Box::new(|_| panic!("it came"))));
+        })
+        .await;
+        tokio::time::sleep(Duration::from_secs(36_000)).await;
+        run(&any, |_| {}).await;
+        system.shutdown().await;
+    });
+}
+
+#[test]
 fn a_cancelled_timer_task_or_interval_never_reaches_the_actor() {
     simulated(|system| async move {
         let any = any(&system).await;
