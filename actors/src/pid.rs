@@ -7,6 +7,7 @@ use crate::exit::Exit;
 use crate::groups::AnyGroup;
 use crate::mailbox::Backlog;
 use crate::observe::Stats;
+use crate::panic::guarded;
 use crate::shell::{Report, Reporter};
 use crate::spec::Mailbox;
 use crate::stand_in::Proxy;
@@ -435,14 +436,22 @@ impl Pid {
                 Watcher::Once(tx) => {
                     let _ = tx.send(exit.clone());
                 }
-                Watcher::Call(f) => f(exit),
+                Watcher::Call(f) => self.foreign(|| f(exit)),
             }
         }
         for link in links {
             link.forget_link(self);
-            link.signal(Signal::Exit { from: self.clone(), reason: exit.clone() });
+            // A stand-in's goes to whoever carries it.
+            self.foreign(|| link.signal(Signal::Exit { from: self.clone(), reason: exit.clone() }));
         }
         reporter.tell(Report::Exited(exit.clone()));
+    }
+
+    /// Runs code of others at its end. Those that have to learn of it, too, must not miss it for a panic of someone else's.
+    fn foreign(&self, f: impl FnOnce()) {
+        if let Err(panic) = guarded(f) {
+            tracing::error!(path = self.path(), %panic, "a call on the exit of an actor panicked");
+        }
     }
 
     /// It is a member of `group` until it ends. False when it has.
