@@ -556,7 +556,7 @@ impl Pid {
         let _watcher = self.0.control.lock().ties.as_mut().and_then(|ties| ties.watchers.remove(&watch));
     }
 
-    fn raise(&self, flag: u16) {
+    pub(crate) fn raise(&self, flag: u16) {
         // Before the lock in which the waker is looked for: whoever registers one there afterwards finds the flag.
         self.0.flags.fetch_or(flag, AcqRel);
         self.wake();

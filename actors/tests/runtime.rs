@@ -579,3 +579,42 @@ async fn a_second_shutdown_and_one_after_a_cancelled_first_stop_everything_in_or
         assert_eq!(log.take(), "-ta -sa");
     }
 }
+
+/// Watches again whatever has ended.
+struct Again {
+    downs: Arc<AtomicU64>,
+}
+impl Actor for Again {
+    fn down(&mut self, down: Down, ctx: &mut Ctx<Self>) {
+        bump(&self.downs);
+        ctx.monitor(&down.pid);
+    }
+}
+impl Handler<Watch> for Again {
+    fn handle(&mut self, watch: Watch, ctx: &mut Ctx<Self>) -> Reply<()> {
+        ctx.monitor(&watch.0);
+        ().into()
+    }
+}
+
+#[tokio::test]
+async fn who_watches_the_dead_again_and_again_leaves_others_their_turns_and_can_be_stopped() {
+    let (log, system) = (Log::default(), system());
+    let (downs, seen) = counter();
+    let again = ChildSpec::actor("again", move || Again { downs: downs.clone() });
+    let spec = SupervisorSpec::new("s", Strategy::OneForOne).child(again).child(probe("a", &log));
+    let supervisor = system.start(spec.child(probe("dead", &log).restart(Restart::Temporary))).await.expect("started");
+    let dead = system.whereis("s/dead").expect("lives");
+    dead.kill();
+    dead.exited().await;
+    let again = system.lookup::<Again>("s/again").expect("lives");
+    again.ask(Watch(dead, false)).await.expect("handled");
+    let neighbour = system.named::<Probe>("s/a");
+    let soon = Duration::from_secs(20);
+    while seen.load(SeqCst) < 1_000 {
+        neighbour.ask_timeout(Do::Ping, soon).await.expect("it has its turns");
+    }
+    tokio::time::timeout(soon, supervisor.terminate_child("again")).await.expect("stopped").expect("known");
+    assert_eq!(again.pid().exit(), Some(Exit::Shutdown));
+    system.shutdown().await;
+}
