@@ -344,7 +344,8 @@ impl<A: Actor> Ctx<A> {
         self.pid.link(pid);
     }
 
-    /// Takes a link back.
+    /// Takes a link back. No exit of `pid` comes through it after this, not even one that was on its way: neither ends it this actor, nor does it
+    /// reach [`Actor::exit_signal`] (OTP `unlink`, and a flush of what was trapped).
     pub fn unlink(&mut self, pid: &Pid) {
         self.pid.unlink(pid);
     }

@@ -580,6 +580,35 @@ async fn a_second_shutdown_and_one_after_a_cancelled_first_stop_everything_in_or
     }
 }
 
+#[tokio::test]
+async fn after_an_unlink_no_exit_signal_comes_also_if_it_was_on_its_way() {
+    let system = System::builder("t").arbiters(2).build().expect("system");
+    let any = any(&system).await;
+    let others = SupervisorSpec::new("others", Strategy::Dynamic);
+    let others = system.start(others).await.expect("started");
+    let other = ChildSpec::actor("o", || Any).restart(Restart::Temporary).placement(Placement::Arbiter(1));
+    let other = others.start_child(other).await.expect("up");
+    let own = other.clone();
+    // In one handler, so that nothing is taken in between.
+    run(&any, move |ctx| {
+        ctx.link(&own);
+        own.kill();
+        assert_eq!(futures::executor::block_on(own.exited()), Exit::Killed);
+        // Its links learn of it after those who wait for its exit.
+        std::thread::sleep(Duration::from_millis(20));
+        ctx.unlink(&own);
+        // What is dead sends a signal at once.
+        ctx.link(&own);
+        ctx.unlink(&own);
+    })
+    .await;
+    run(&any, |_| {}).await;
+    // And a link made after that is one again.
+    any.tell(Run(Box::new(move |ctx| ctx.link(&other)))).expect("told");
+    assert_eq!(any.pid().exited().await, Exit::NoProc);
+    system.shutdown().await;
+}
+
 /// Watches again whatever has ended.
 struct Again {
     downs: Arc<AtomicU64>,

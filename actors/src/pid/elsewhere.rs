@@ -82,8 +82,9 @@ impl Pid {
         // Lost meanwhile.
         let reason = control.gone();
         drop(control);
-        local.forget_link(self);
-        local.signal(Signal::Exit { from: self.clone(), reason });
+        if local.forget_link(self) {
+            local.signal(Signal::Exit { from: self.clone(), reason });
+        }
         true
     }
 }
