@@ -252,6 +252,61 @@ async fn a_panic_in_a_future_a_timer_or_a_factory_is_the_exit_with_its_place() {
     system.shutdown().await;
 }
 
+/// Panics in its start, as often as it is told to.
+struct Fragile(Arc<AtomicU64>);
+impl Actor for Fragile {
+    fn started(&mut self, _: &mut Ctx<Self>) -> Result<(), Exit> {
+        let left = self.0.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        assert!(left.is_err(), "in started");
+        Ok(())
+    }
+    fn stopping(&mut self, _: &Exit, _: &mut Ctx<Self>) {
+        unreachable!("what a panic has ended is not stopped in order");
+    }
+}
+
+#[test]
+fn a_panic_in_started_is_a_start_that_fails_and_one_in_a_restart_is_tried_again() {
+    simulated(|system| async move {
+        let (panics, left) = counter();
+        let child = ChildSpec::actor("a", move || Fragile(panics.clone()));
+        let spec = || SupervisorSpec::new("s", Strategy::OneForOne).intensity(3, Duration::from_secs(60));
+        left.store(1, SeqCst);
+        let error = system.start(spec().child(child.clone())).await.expect_err("no start");
+        let StartError::Failed(Exit::StartFailed { reason, .. }) = &error else { panic!("{error:?}") };
+        let Exit::Panic { message, location: Some(at) } = &**reason else { panic!("{reason}") };
+        assert!(message == "in started" && at.contains("tests/runtime.rs:"), "{message} {at}");
+        assert!(system.tree().is_empty(), "nothing is left");
+
+        let supervisor = system.start(spec().child(child)).await.expect("started");
+        left.store(2, SeqCst);
+        let first = system.whereis("s/a").expect("lives");
+        first.kill();
+        let again = reborn(&system, "s/a", &first).await;
+        assert_eq!((left.load(SeqCst), supervisor.pid().is_alive()), (0, true), "three restarts of three");
+        again.kill();
+        assert!(matches!(supervisor.exited().await, Exit::RestartIntensity { .. }));
+        system.shutdown().await;
+    });
+}
+
+#[test]
+fn a_panic_in_the_handler_of_what_a_timer_sends_is_the_exit_with_its_place() {
+    simulated(|system| async move {
+        let any = any(&system).await;
+        run(&any, |ctx| {
+            let late = ctx.send_after(Duration::from_secs(2), Run(Box::new(|_| unreachable!("it has ended"))));
+            ctx.send_after(Duration::from_secs(1), Run(Box::new(|_| panic!("when it was due"))));
+            drop(late);
+        })
+        .await;
+        let Exit::Panic { message, location: Some(at) } = any.pid().exited().await else { panic!("no panic") };
+        assert!(message == "when it was due" && at.contains("tests/runtime.rs:"), "{message} {at}");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        system.shutdown().await;
+    });
+}
+
 #[tokio::test]
 async fn what_is_stopped_before_it_started_runs_neither_started_nor_stopping() {
     let log = Log::default();
