@@ -308,6 +308,26 @@ impl<A: Actor> Ctx<A> {
 
     /// Hands each item of a stream to the actor, and `None` once when the stream has ended. The next item is asked for when the one before
     /// was handled: nothing is queued, and a slow actor slows its stream. It ends with the actor, and its panic is the actor's exit.
+    /// ```
+    /// use phalanx_actors::testkit::simulate;
+    /// use phalanx_actors::*;
+    /// struct Sum(u64);
+    /// impl Actor for Sum {
+    ///     fn started(&mut self, ctx: &mut Ctx<Self>) -> Result<(), Exit> {
+    ///         ctx.attach(futures::stream::iter([1, 2, 3]), |sum, number, ctx| match number {
+    ///             Some(number) => sum.0 += number,
+    ///             None => ctx.stop(Exit::ShutdownWith(sum.0.to_string())),
+    ///         });
+    ///         Ok(())
+    ///     }
+    /// }
+    /// simulate(0, |sim| async move {
+    ///     let sum = ChildSpec::actor("sum", || Sum(0)).restart(Restart::Transient);
+    ///     sim.system().start(SupervisorSpec::new("top", Strategy::OneForOne).child(sum)).await.unwrap();
+    ///     let sum = sim.system().whereis("top/sum").unwrap();
+    ///     assert_eq!(sum.exited().await, Exit::ShutdownWith("6".into()));
+    /// });
+    /// ```
     pub fn attach<S>(&mut self, stream: S, each: impl FnMut(&mut A, Option<S::Item>, &mut Ctx<A>) + 'static) -> TaskRef
     where
         S: Stream + 'static,
