@@ -4,6 +4,7 @@
 
 use crate::actor::{Actor, Handler, Message, Replier, Reply};
 use crate::exit::Exit;
+use crate::far::later;
 use crate::observe::Measure;
 use crate::panic::drop_guarded;
 use crate::pid::{MonitorRef, Pid, doing};
@@ -300,13 +301,33 @@ impl<A: Actor> Ctx<A> {
     /// Runs `tick` every `period`, first after one period. Ticks that could not run in time are skipped, not made up for.
     pub fn interval(&mut self, period: Duration, tick: impl FnMut(&mut A, &mut Ctx<A>) + 'static) -> TimerRef {
         let period = period.max(Duration::from_millis(INTERVAL_MIN_MS));
-        let mut ticker = tokio::time::interval_at(Instant::now() + period, period);
+        let mut ticker = tokio::time::interval_at(later(Instant::now(), period), period);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Skip);
         self.run(Work::Source(Box::new(Every { ticker, tick })))
     }
 
     /// Hands each item of a stream to the actor, and `None` once when the stream has ended. The next item is asked for when the one before
     /// was handled: nothing is queued, and a slow actor slows its stream. It ends with the actor, and its panic is the actor's exit.
+    /// ```
+    /// use phalanx_actors::testkit::simulate;
+    /// use phalanx_actors::*;
+    /// struct Sum(u64);
+    /// impl Actor for Sum {
+    ///     fn started(&mut self, ctx: &mut Ctx<Self>) -> Result<(), Exit> {
+    ///         ctx.attach(futures::stream::iter([1, 2, 3]), |sum, number, ctx| match number {
+    ///             Some(number) => sum.0 += number,
+    ///             None => ctx.stop(Exit::ShutdownWith(sum.0.to_string())),
+    ///         });
+    ///         Ok(())
+    ///     }
+    /// }
+    /// simulate(0, |sim| async move {
+    ///     let sum = ChildSpec::actor("sum", || Sum(0)).restart(Restart::Transient);
+    ///     sim.system().start(SupervisorSpec::new("top", Strategy::OneForOne).child(sum)).await.unwrap();
+    ///     let sum = sim.system().whereis("top/sum").unwrap();
+    ///     assert_eq!(sum.exited().await, Exit::ShutdownWith("6".into()));
+    /// });
+    /// ```
     pub fn attach<S>(&mut self, stream: S, each: impl FnMut(&mut A, Option<S::Item>, &mut Ctx<A>) + 'static) -> TaskRef
     where
         S: Stream + 'static,
@@ -343,7 +364,8 @@ impl<A: Actor> Ctx<A> {
         self.pid.link(pid);
     }
 
-    /// Takes a link back.
+    /// Takes a link back. No exit of `pid` comes through it after this, not even one that was on its way: neither ends it this actor, nor does it
+    /// reach [`Actor::exit_signal`] (OTP `unlink`, and a flush of what was trapped).
     pub fn unlink(&mut self, pid: &Pid) {
         self.pid.unlink(pid);
     }

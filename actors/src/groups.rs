@@ -120,6 +120,37 @@ pub enum GroupEvent<M: Message> {
 }
 
 /// Tells who joins and leaves, from the moment on at which it was made.
+///
+/// ```
+/// use phalanx_actors::testkit::{Probe, simulate};
+/// use phalanx_actors::*;
+///
+/// #[derive(Clone, Debug, PartialEq)]
+/// struct Job(u32);
+/// impl Message for Job {
+///     type Reply = ();
+/// }
+///
+/// simulate(1, |sim| async move {
+///     let workers = sim.system().group::<Job>("workers");
+///     let (members, mut watch) = workers.watch();
+///     assert!(members.is_empty());
+///     let a = Probe::<Job>::start(sim.system(), "a").await;
+///     workers.join(&a.actor()).unwrap();
+///     let GroupEvent::Joined(joined) = watch.next().await else { panic!("somebody has left") };
+///     assert_eq!(joined.recipient().pid(), Some(a.pid()));
+///
+///     // By hand, for receivers elsewhere: a member as long as this is held.
+///     let membership: Membership = workers.enter(a.actor());
+///     assert!(matches!(watch.next().await, GroupEvent::Joined(_)));
+///     drop(membership);
+///     assert!(matches!(watch.next().await, GroupEvent::Left(_)));
+///
+///     a.pid().stop(Exit::Normal);
+///     let GroupEvent::Left(left) = watch.next().await else { panic!("somebody has joined") };
+///     assert_eq!((left.id(), workers.len()), (joined.id(), 0));
+/// });
+/// ```
 pub struct GroupWatch<M: Message> {
     post: Arc<Post<M>>,
     /// A group lives as long as somebody watches it.

@@ -47,6 +47,7 @@ mod core;
 mod ctx;
 mod error;
 mod exit;
+mod far;
 mod groups;
 mod inspect;
 mod mailbox;

@@ -7,6 +7,7 @@ use crate::exit::Exit;
 use crate::groups::AnyGroup;
 use crate::mailbox::Backlog;
 use crate::observe::Stats;
+use crate::panic::guarded;
 use crate::shell::{Report, Reporter};
 use crate::spec::Mailbox;
 use crate::stand_in::Proxy;
@@ -440,14 +441,21 @@ impl Pid {
                 Watcher::Once(tx) => {
                     let _ = tx.send(exit.clone());
                 }
-                Watcher::Call(f) => f(exit),
+                Watcher::Call(f) => self.foreign(|| f(exit)),
             }
         }
         for link in links {
-            link.forget_link(self);
-            link.signal(Signal::Exit { from: self.clone(), reason: exit.clone() });
+            // A stand-in's goes to whoever carries it.
+            self.foreign(|| link.linked_exited(self, exit));
         }
         reporter.tell(Report::Exited(exit.clone()));
+    }
+
+    /// Runs code of others at its end. Those that have to learn of it, too, must not miss it for a panic of someone else's.
+    fn foreign(&self, f: impl FnOnce()) {
+        if let Err(panic) = guarded(f) {
+            tracing::error!(path = self.path(), %panic, "a call on the exit of an actor panicked");
+        }
     }
 
     /// It is a member of `group` until it ends. False when it has.
@@ -467,6 +475,26 @@ impl Pid {
         let at = groups.iter().rposition(|(own, _)| Arc::ptr_eq(own, group))?;
         // The caller holds the group too, so nothing is dropped under the lock.
         Some(groups.remove(at).1)
+    }
+
+    /// `from`, to which this is linked, has exited. Nothing comes of it when the link was taken back meanwhile: looked at under the lock
+    /// under which it would be.
+    fn linked_exited(&self, from: &Pid, reason: &Exit) {
+        let mut control = self.0.control.lock();
+        if control.exit.is_some() {
+            return;
+        }
+        let Some(ties) = control.ties.as_mut().filter(|ties| ties.links.contains(from)) else { return };
+        ties.links.retain(|link| link != from);
+        match ties.proxy.clone() {
+            None => ties.signals.push_back(Signal::Exit { from: from.clone(), reason: reason.clone() }),
+            Some(proxy) => {
+                drop(control);
+                return proxy.exited(from, reason);
+            }
+        }
+        drop(control);
+        self.raise(SIGNAL);
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -510,30 +538,52 @@ impl Pid {
         if self == other {
             return;
         }
+        // First on this side: if the other one ends meanwhile, its signal finds the link here.
+        if !self.0.control.lock().add_link(other) {
+            return;
+        }
         let proxy = {
             let mut control = other.0.control.lock();
             if control.exit.is_some() {
                 let reason = control.gone();
                 drop(control);
-                return self.signal(Signal::Exit { from: other.clone(), reason });
+                if self.forget_link(other) {
+                    self.signal(Signal::Exit { from: other.clone(), reason });
+                }
+                return;
             }
             if !control.add_link(self) {
                 return;
             }
             control.ties().proxy.clone()
         };
-        self.0.control.lock().add_link(other);
         if let Some(proxy) = proxy {
             proxy.linked(self);
         }
     }
 
+    /// No exit signal of `other` comes after this, not even one that is on its way.
     pub(crate) fn unlink(&self, other: &Pid) {
         let linked = self.forget_link(other);
+        let flushed = self.flush_exits(other);
         other.forget_link(self);
         if linked && let Some(proxy) = other.proxy() {
             proxy.unlinked(self);
         }
+        drop(flushed);
+    }
+
+    /// The exit signals of `other` that wait, for the caller to drop outside of the lock: they may hold the last reference to a pid.
+    fn flush_exits(&self, other: &Pid) -> Vec<Signal> {
+        let mut control = self.0.control.lock();
+        let Some(ties) = &mut control.ties else { return Vec::new() };
+        let of_other = |signal: &Signal| matches!(signal, Signal::Exit { from, .. } if from == other);
+        if !ties.signals.iter().any(of_other) {
+            return Vec::new();
+        }
+        let (gone, kept): (Vec<_>, _) = std::mem::take(&mut ties.signals).into_iter().partition(of_other);
+        ties.signals = VecDeque::from(kept);
+        gone
     }
 
     /// Whether there was one.
@@ -552,7 +602,7 @@ impl Pid {
         let _watcher = self.0.control.lock().ties.as_mut().and_then(|ties| ties.watchers.remove(&watch));
     }
 
-    fn raise(&self, flag: u16) {
+    pub(crate) fn raise(&self, flag: u16) {
         // Before the lock in which the waker is looked for: whoever registers one there afterwards finds the flag.
         self.0.flags.fetch_or(flag, AcqRel);
         self.wake();

@@ -167,6 +167,28 @@ impl<A: Actor> Ref<A> {
     }
 
     /// As [`Ref::tell`], and gives the message back when it is not taken.
+    /// ```
+    /// use phalanx_actors::testkit::simulate;
+    /// use phalanx_actors::*;
+    /// struct Printer;
+    /// impl Actor for Printer {}
+    /// struct Page(u32);
+    /// messages!(Page => ());
+    /// impl Handler<Page> for Printer {
+    ///     fn handle(&mut self, _: Page, _: &mut Ctx<Self>) -> Reply<()> {
+    ///         ().into()
+    ///     }
+    /// }
+    /// simulate(0, |sim| async move {
+    ///     let printer = ChildSpec::actor("printer", || Printer).mailbox(1);
+    ///     sim.system().start(SupervisorSpec::new("office", Strategy::OneForOne).child(printer)).await.unwrap();
+    ///     let printer = sim.system().lookup::<Printer>("office/printer").unwrap();
+    ///     printer.tell(Page(1)).unwrap();
+    ///     let Err(Rejected { error, message }) = printer.try_tell(Page(2)) else { panic!("it has room for one") };
+    ///     assert_eq!((error, message.0), (SendError::Full, 2));
+    ///     printer.send(message).await.unwrap(); // not lost: it waits for room now
+    /// });
+    /// ```
     pub fn try_tell<M: MessageTo<A>>(&self, message: M) -> Result<(), Rejected<M>> {
         self.0.tell(message).map_err(|(error, message)| Rejected { error, message })
     }

@@ -3,6 +3,7 @@
 //! Must never call out while locked. Written by supervisors and by ending actors, read by lookups and observers.
 
 use crate::exit::Exit;
+use crate::far::later;
 use crate::inspect::{ActorInfo, Current, Kind, LAST_EXITS, PastExit, State, ms};
 use crate::observe::Totals;
 use crate::pid::Pid;
@@ -32,15 +33,15 @@ struct Node {
     state: Life,
     since: Instant,
     restarts: u32,
-    /// The last one first.
-    #[expect(clippy::box_collection, reason = "most never exit, and there may be as many as there are pods")]
-    exits: Option<Box<VecDeque<Past>>>,
+    /// The last one first. Shared with whoever looks at it just then.
+    exits: Option<Arc<VecDeque<Past>>>,
     /// Messages that earlier incarnations did not handle.
     dropped: u64,
     live: Option<(Pid, Option<AnyInbox>)>,
 }
 
 /// The end of an incarnation.
+#[derive(Clone)]
 struct Past {
     id: u64,
     exit: Exit,
@@ -126,7 +127,7 @@ impl Registry {
     pub(crate) fn restarting(&self, path: &str, delay: Duration) -> u32 {
         let mut nodes = self.nodes.write();
         let Some(node) = nodes.get_mut(path).filter(|node| node.live.is_none()) else { return 0 };
-        node.state = Life::Restarting { due: Instant::now() + delay };
+        node.state = Life::Restarting { due: later(Instant::now(), delay) };
         node.restarts
     }
 
@@ -182,8 +183,10 @@ impl Registry {
     /// All nodes in the order of their paths. `running`: who has the arbiters' threads, and since how many milliseconds.
     pub(crate) fn tree(&self, running: &[(u64, u64)]) -> Vec<ActorInfo> {
         let now = Instant::now();
-        let mut tree: Vec<ActorInfo> =
-            self.nodes.read().iter().map(|(path, node)| node.info(path, now, running)).collect();
+        // Texts are made, and measures taken, when nobody waits for the lock any more: a start or an end is not to take as long as that.
+        let nodes: Vec<(Arc<str>, Node)> =
+            self.nodes.read().iter().map(|(path, node)| (path.clone(), node.seen())).collect();
+        let mut tree: Vec<ActorInfo> = nodes.iter().map(|(path, node)| node.info(path, now, running)).collect();
         tree.sort_unstable_by(|a, b| a.path.split('/').cmp(b.path.split('/')));
         tree
     }
@@ -238,8 +241,15 @@ pub(crate) fn above(path: &str) -> impl Iterator<Item = &str> {
 }
 
 impl Node {
+    /// A copy that costs no texts. Not with the mailbox: it could be the last that holds it, and what waits there is the user's.
+    fn seen(&self) -> Node {
+        let live = self.live.as_ref().map(|(pid, _)| (pid.clone(), None));
+        let Node { kind, type_name, state, since, restarts, ref exits, dropped, .. } = *self;
+        Node { kind, type_name, state, since, restarts, exits: exits.clone(), dropped, live }
+    }
+
     fn past(&mut self, pid: &Pid, exit: &Exit) {
-        let exits = self.exits.get_or_insert_default();
+        let exits = Arc::make_mut(self.exits.get_or_insert_default());
         exits.truncate(LAST_EXITS - 1);
         // Most have ended once, if ever.
         exits.reserve_exact(1);
@@ -287,5 +297,52 @@ impl Node {
             current,
             stuck: None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::Mailbox;
+    use std::sync::mpsc::channel;
+
+    fn enter(registry: &Registry, id: u64, path: &str) -> Pid {
+        let pid = Pid::new(id, path.into(), Mailbox::NONE);
+        assert!(registry.enter(&pid, None, Kind::Worker, "T", false));
+        pid
+    }
+
+    /// Whoever looks at the tree may have to wait for one of the actors in it.
+    #[test]
+    fn who_starts_does_not_wait_for_who_looks_at_the_tree() {
+        let registry = Arc::new(Registry::default());
+        registry.observe();
+        let slow = enter(&registry, 1, "slow");
+        let (free, held) = channel::<()>();
+        let (holds, held_now) = channel();
+        // Its account is locked as long as this lasts.
+        let holder = std::thread::spawn(move || {
+            slow.stats(|_| {
+                holds.send(()).expect("waited for");
+                let _ = held.recv();
+            })
+        });
+        held_now.recv().expect("it is locked");
+        let looker = std::thread::spawn({
+            let registry = registry.clone();
+            move || registry.tree(&[])
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        let (entered, in_time) = channel();
+        let starter = std::thread::spawn({
+            let registry = registry.clone();
+            move || drop((enter(&registry, 2, "new"), entered.send(())))
+        });
+        let in_time = in_time.recv_timeout(Duration::from_secs(20));
+        drop(free);
+        for thread in [holder.join().map(drop), looker.join().map(drop), starter.join()] {
+            thread.expect("no panic");
+        }
+        in_time.expect("the start waited");
     }
 }

@@ -35,6 +35,8 @@ use tokio::time::Instant;
 
 /// How many messages an actor handles before others of its arbiter get their turn: as many as tokio lets any task do.
 const TURN_MESSAGES: u32 = 128;
+/// How many signals it takes in a turn: one that watches the dead again has another one each time.
+const TURN_SIGNALS: u32 = 64;
 
 /// What an incarnation tells whoever started it.
 #[derive(Debug)]
@@ -408,7 +410,9 @@ impl<A: Actor> Shell<A> {
             return;
         }
         if requests & SIGNAL != 0 {
+            let mut left = TURN_SIGNALS;
             while let Some(signal) = self.exit.pid.next_signal() {
+                left -= 1;
                 match signal {
                     Signal::Down(down) => self.with(doing::signal, |actor, ctx| {
                         if ctx.expects(&down.monitor) {
@@ -419,6 +423,11 @@ impl<A: Actor> Shell<A> {
                 }
                 if !matches!(self.phase, Phase::New | Phase::Running) {
                     return;
+                }
+                if left == 0 {
+                    // In the next turn. A stop does not wait for those, or it could wait for ever.
+                    self.exit.pid.raise(SIGNAL);
+                    break;
                 }
             }
         }

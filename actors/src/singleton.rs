@@ -9,6 +9,7 @@ use crate::actor::{Actor, Handler, Message, Replier, Reply};
 use crate::core::singleton::{Action, Answer, Event, Limits, Singleton as Core};
 use crate::ctx::{Ctx, TimerRef};
 use crate::exit::Exit;
+use crate::far::later;
 use crate::pid::Pid;
 use crate::spec::{ChildSpec, SupervisorSpec};
 use crate::supervisor::SupervisorRef;
@@ -249,14 +250,14 @@ impl Singleton {
         }
         let now = self.epoch.elapsed();
         if let Some(running) = &self.subtree {
-            let at = self.core.kill_at().map(|at| self.epoch + at);
+            let at = self.core.kill_at().map(|at| later(self.epoch, at));
             running.deadline.send_if_modified(|deadline| std::mem::replace(deadline, at) != at);
         }
         if let Some(timer) = self.timer.take() {
             timer.cancel();
         }
         if let Some(at) = self.core.wake_at(now) {
-            let timer = tokio::time::sleep_until(self.epoch + at);
+            let timer = tokio::time::sleep_until(later(self.epoch, at));
             self.timer = Some(ctx.pipe(timer, |singleton, (), ctx| singleton.feed(Event::Timer, ctx)));
         }
         if self.core.idle() {
@@ -289,7 +290,7 @@ impl Singleton {
         ctx.pipe(answer, move |singleton, answer, ctx| {
             let answer = match answer {
                 Ok(Ok(Grant { token, ttl })) => {
-                    let least = singleton.settings.stop + singleton.settings.margin;
+                    let least = singleton.settings.stop.saturating_add(singleton.settings.margin);
                     if ttl <= least {
                         let path = ctx.path();
                         let text = format!("`{path}`: a lease of {ttl:?} leaves no time beside {least:?} for stopping");

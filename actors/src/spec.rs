@@ -402,6 +402,24 @@ impl SupervisorSpec {
     }
 
     /// When it stops because its significant children have ended; never, unless set. Its exit is then [`crate::Exit::Shutdown`].
+    /// ```
+    /// use phalanx_actors::testkit::simulate;
+    /// use phalanx_actors::*;
+    /// struct Worker;
+    /// impl Actor for Worker {}
+    /// simulate(0, |sim| async move {
+    ///     let job = ChildSpec::actor("job", || Worker).restart(Restart::Transient).significant(true);
+    ///     let batch = SupervisorSpec::new("batch", Strategy::OneForOne)
+    ///         .auto_shutdown(AutoShutdown::AnySignificant)
+    ///         .child(ChildSpec::actor("helper", || Worker))
+    ///         .child(job);
+    ///     let batch = sim.system().start(batch).await.unwrap();
+    ///     let helper = sim.system().whereis("batch/helper").unwrap();
+    ///     sim.system().whereis("batch/job").unwrap().stop(Exit::Normal); // its work is done
+    ///     assert_eq!(batch.exited().await, Exit::Shutdown);
+    ///     assert_eq!(helper.exit(), Some(Exit::Shutdown)); // nobody needs its help any more
+    /// });
+    /// ```
     pub fn auto_shutdown(mut self, auto_shutdown: AutoShutdown) -> Self {
         self.auto_shutdown = auto_shutdown;
         self

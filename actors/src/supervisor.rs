@@ -8,6 +8,7 @@ use crate::core::child::{Child, Spec};
 use crate::core::supervisor::{Action, Asker, Event, Inc, Key, Supervisor, Timer};
 use crate::error::ChildError;
 use crate::exit::Exit;
+use crate::far::later;
 use crate::inspect::{Kind, TreeEvent};
 use crate::panic::{drop_guarded, guarded, take_drop_panic};
 use crate::pid::{Entered, KILL, Pid, Registered, STOP, doing};
@@ -31,6 +32,8 @@ use tokio::time::{Instant, Sleep};
 const COMMANDS_WAITING: usize = 1_024;
 /// How many events a supervisor handles before others of its arbiter get their turn.
 const TURN_EVENTS: u32 = 256;
+/// Questions, commands and timers.
+const SOURCES: u8 = 3;
 
 /// A handle to a running supervisor.
 #[derive(Clone)]
@@ -77,6 +80,7 @@ enum Command {
 
 /// A question about what is known now.
 enum Look {
+    Count(oneshot::Sender<ChildCount>),
     Children(oneshot::Sender<Vec<ChildInfo>>),
     Spec(Arc<str>, oneshot::Sender<Result<ChildSpec, ChildError>>),
 }
@@ -174,16 +178,7 @@ impl SupervisorRef {
 
     /// How many children there are.
     pub async fn count_children(&self) -> Result<ChildCount, ChildError> {
-        let mut count = ChildCount::default();
-        for child in self.which_children().await? {
-            count.specs += 1;
-            count.active += usize::from(child.pid.is_some());
-            match child.kind {
-                Kind::Supervisor => count.supervisors += 1,
-                Kind::Worker => count.workers += 1,
-            }
-        }
-        Ok(count)
+        self.call(|waiting, reply| waiting.looks.push_back(Look::Count(reply))).await
     }
 
     /// Stops it with all its children, in reverse order, and answers when they have ended.
@@ -283,6 +278,7 @@ pub(crate) fn launch(
         next_asker: 0,
         timers: BTreeMap::new(),
         next_timer: 0,
+        source: 0,
         sleep: None,
         epoch: Instant::now(),
         killed: false,
@@ -368,6 +364,8 @@ struct Driver {
     next_asker: Asker,
     timers: BTreeMap<(Instant, u64), Timer>,
     next_timer: u64,
+    /// Which of the [`SOURCES`] is looked at first in the next step.
+    source: u8,
     /// Set for the first timer, once there is one.
     sleep: Option<Pin<Box<Sleep>>>,
     epoch: Instant,
@@ -436,7 +434,7 @@ impl Driver {
                 take_drop_panic();
             }
             Action::Timer { timer, after } => {
-                self.timers.insert((Instant::now() + after, self.next_timer), timer);
+                self.timers.insert((later(Instant::now(), after), self.next_timer), timer);
                 self.next_timer += 1;
             }
             Action::Reply { .. } => {} // see `feed`
@@ -584,39 +582,74 @@ impl Driver {
         if !*posted {
             return self.timer(cx);
         }
-        let mut waiting = self.post.waiting.lock();
-        if let Some((key, inc, report)) = waiting.reports.pop_front() {
-            *posted = waiting.any();
-            drop(waiting);
+        if let Some((key, inc, report)) = self.next(posted, |waiting| waiting.reports.pop_front()) {
             self.feed(match report {
                 Report::Started => Event::Started { key, inc },
                 Report::Exited(exit) => Event::Exited { key, inc, exit },
             });
             return true;
         }
-        if let Some(look) = waiting.looks.pop_front() {
-            drop(waiting);
-            self.post.room.add_permits(1);
-            match look {
-                Look::Children(tx) => drop(tx.send(self.core.children().map(|(_, child)| info(child)).collect())),
-                Look::Spec(id, tx) => {
-                    let found = self.core.find(&id).map(|(_, child)| child.data.spec.clone());
-                    drop(tx.send(found.ok_or(ChildError::NotFound)));
-                }
+        // In turn: none of these waits for as long as there is something of another.
+        for _ in 0..SOURCES {
+            let source = self.source;
+            self.source = (source + 1) % SOURCES;
+            let found = match source {
+                0 => self.look(posted),
+                1 => self.next_command(posted),
+                _ => self.timer(cx),
+            };
+            if found {
+                return true;
             }
-            return true;
         }
-        if !self.core.busy()
-            && let Some(command) = waiting.commands.pop_front()
-        {
-            *posted = waiting.any();
-            drop(waiting);
-            self.post.room.add_permits(1);
-            self.command(command);
-            return true;
+        false
+    }
+
+    /// Takes something out of the post.
+    fn next<T>(&self, posted: &mut bool, take: impl FnOnce(&mut Waiting) -> Option<T>) -> Option<T> {
+        let mut waiting = self.post.waiting.lock();
+        let next = take(&mut waiting);
+        *posted = waiting.any();
+        next
+    }
+
+    /// Answers a question, if there is one.
+    fn look(&mut self, posted: &mut bool) -> bool {
+        let Some(look) = self.next(posted, |waiting| waiting.looks.pop_front()) else { return false };
+        self.post.room.add_permits(1);
+        match look {
+            Look::Count(tx) => drop(tx.send(self.count())),
+            Look::Children(tx) => drop(tx.send(self.core.children().map(|(_, child)| info(child)).collect())),
+            Look::Spec(id, tx) => {
+                let found = self.core.find(&id).map(|(_, child)| child.data.spec.clone());
+                drop(tx.send(found.ok_or(ChildError::NotFound)));
+            }
         }
-        drop(waiting);
-        self.timer(cx)
+        true
+    }
+
+    fn count(&self) -> ChildCount {
+        let mut count = ChildCount::default();
+        for (_, child) in self.core.children() {
+            count.specs += 1;
+            count.active += usize::from(runs(child) && child.data.pid.is_some());
+            match child.data.spec.kind() {
+                Kind::Supervisor => count.supervisors += 1,
+                Kind::Worker => count.workers += 1,
+            }
+        }
+        count
+    }
+
+    /// Carries a command out, if there is one and it need not wait.
+    fn next_command(&mut self, posted: &mut bool) -> bool {
+        if self.core.busy() {
+            return false;
+        }
+        let Some(command) = self.next(posted, |waiting| waiting.commands.pop_front()) else { return false };
+        self.post.room.add_permits(1);
+        self.command(command);
+        true
     }
 
     /// Handles the first timer if it is due; else sees to it that it wakes this.
@@ -651,10 +684,14 @@ fn forgotten(key: Key, actions: &[Action<Data>]) -> Option<Pid> {
     })
 }
 
+fn runs(child: &Child<Data>) -> bool {
+    child.alive() && !child.restarting()
+}
+
 fn info(child: &Child<Data>) -> ChildInfo {
     ChildInfo {
         id: child.data.id().to_string(),
-        pid: child.data.pid.clone().filter(|_| child.alive() && !child.restarting()),
+        pid: child.data.pid.clone().filter(|_| runs(child)),
         kind: child.data.spec.kind(),
         restarting: child.restarting(),
     }

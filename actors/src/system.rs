@@ -11,7 +11,7 @@ use crate::exit::Exit;
 use crate::groups::Groups;
 use crate::inspect::{ActorInfo, ArbiterInfo, TREE_EVENTS, TreeEvent, ms};
 use crate::observe::{self, Observer};
-use crate::panic::{drop_guarded, install_hook};
+use crate::panic::{drop_guarded, install_hook, take_drop_panic};
 use crate::pid::Pid;
 use crate::refs::{Inbox, Named, Ref};
 use crate::registry::Registry;
@@ -174,6 +174,37 @@ impl SystemBuilder {
     /// replacement of an actor may run while the one it replaces is still inside its handler, since Rust cannot end a thread. Choose a
     /// limit far above the longest handler; 10 s is a good start. It takes one thread that looks eight times within the limit, and a few
     /// nanoseconds for each turn of an actor. In local mode there is no thread for it: use [`crate::Watch`] from outside.
+    /// ```
+    /// use phalanx_actors::*;
+    /// use std::sync::mpsc::{Receiver, channel};
+    /// use std::time::Duration;
+    /// struct Worker;
+    /// impl Actor for Worker {}
+    /// struct Job(Receiver<()>);
+    /// messages!(Job => ());
+    /// impl Handler<Job> for Worker {
+    ///     fn handle(&mut self, job: Job, _: &mut Ctx<Self>) -> Reply<()> {
+    ///         let _ = job.0.recv(); // holds up its thread
+    ///         ().into()
+    ///     }
+    /// }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let system = System::builder("node").watchdog(Duration::from_millis(500)).build()?;
+    /// let top = SupervisorSpec::new("top", Strategy::OneForOne).child(ChildSpec::actor("worker", || Worker));
+    /// system.start(top).await?;
+    /// let worker = system.lookup::<Worker>("top/worker").ok_or("no worker")?;
+    /// let (free, job) = channel();
+    /// assert!(worker.ask(Job(job)).await.is_err());
+    /// assert!(matches!(worker.pid().exited().await, Exit::ArbiterStuck { doing, .. } if doing.ends_with("::Job")));
+    /// while system.whereis("top/worker").is_none() {
+    ///     tokio::time::sleep(Duration::from_millis(1)).await; // it returns, on a fresh thread
+    /// }
+    /// drop(free); // the old thread ends, too
+    /// system.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn watchdog(mut self, limit: Duration) -> Self {
         self.watchdog = Some(limit);
         self
@@ -186,6 +217,10 @@ impl SystemBuilder {
     }
 
     /// Starts the threads.
+    ///
+    /// The first call in a process installs a panic hook, the one thing of this crate that is process-wide: a panic of supervised code is not
+    /// printed, because its supervisor logs it as an exit, with its place; all other panics go to the hook that was there before. A hook
+    /// that is installed later, and does not call this one, prints them, and hides their places from the exits.
     pub fn build(self) -> Result<System, BuildError> {
         install_hook();
         let watchdog = self.watchdog.filter(|_| !self.local).map(Watchdog::new);
@@ -222,7 +257,7 @@ impl SystemBuilder {
 }
 
 impl System {
-    /// A new system; `name` is the node's.
+    /// A new system; `name` is the node's. What its panic hook does to the process is told at [`SystemBuilder::build`].
     pub fn builder(name: impl Into<String>) -> SystemBuilder {
         SystemBuilder {
             name: name.into(),
@@ -258,6 +293,10 @@ impl System {
         let (reporter, started) = up();
         {
             let mut tops = self.inner.tops.lock();
+            // Looked at again where a shutdown looks for what it has to stop.
+            if self.inner.down.load(SeqCst) {
+                return Err(StartError::SystemDown);
+            }
             tops.retain(|top| top.pid.is_alive());
             let restarts = Intensity::new(spec.intensity);
             let again = self.inner.watchdog.is_some().then(|| spec.clone());
@@ -347,6 +386,36 @@ impl System {
 
     /// Measures queues and handlers of all actors while what is returned lives: [`ActorInfo::queue_oldest_ms`] and
     /// [`ActorInfo::by_message`] are filled then.
+    /// ```
+    /// use phalanx_actors::testkit::simulate;
+    /// use phalanx_actors::*;
+    /// struct Lamp;
+    /// impl Actor for Lamp {}
+    /// struct Toggle;
+    /// messages!(Toggle => ());
+    /// impl Handler<Toggle> for Lamp {
+    ///     fn handle(&mut self, _: Toggle, _: &mut Ctx<Self>) -> Reply<()> {
+    ///         ().into()
+    ///     }
+    /// }
+    /// simulate(0, |sim| async move {
+    ///     let room = SupervisorSpec::new("room", Strategy::OneForOne).child(ChildSpec::actor("lamp", || Lamp));
+    ///     sim.system().start(room).await.unwrap();
+    ///     let lamp = sim.system().lookup::<Lamp>("room/lamp").unwrap();
+    ///     let observer = sim.system().observe();
+    ///     lamp.tell(Toggle).unwrap();
+    ///     let row = |tree: Vec<ActorInfo>| tree.into_iter().find(|row| row.path == "room/lamp").unwrap();
+    ///     let waiting = row(observer.tree());
+    ///     assert_eq!((waiting.queue_len, waiting.queue_oldest_ms), (1, Some(0)));
+    ///     sim.settle().await;
+    ///     let handled = row(observer.tree());
+    ///     assert!(handled.by_message[0].name.ends_with("::Toggle") && handled.by_message[0].count == 1);
+    ///     // The same accounts, by type of actor, for whatever recorder of the `metrics` crate is installed.
+    ///     metrics::with_local_recorder(&metrics::NoopRecorder, || sim.system().record_metrics());
+    ///     drop(observer);
+    ///     assert!(row(sim.system().tree()).by_message.is_empty());
+    /// });
+    /// ```
     pub fn observe(&self) -> Observer {
         Observer::new(self.inner.clone())
     }
@@ -370,13 +439,19 @@ impl System {
         observe::record(&self.inner.name, &self.inner.registry);
     }
 
-    /// Stops the top-level supervisors, last come first, then the threads.
+    /// Stops the top-level supervisors, last come first, then the threads. It may be called more than once, and dropped: whoever calls
+    /// it waits for what still runs.
+    ///
+    /// A handler that blocks its thread holds it up for as long as it blocks, because a thread cannot be ended from outside, whatever
+    /// [`Shutdown`](crate::Shutdown) says; unless there is a [watchdog](SystemBuilder::watchdog), which leaves such a thread behind.
+    /// [`System::kill`] waits for it only a short while.
     pub async fn shutdown(&self) {
         self.inner.down.store(true, SeqCst);
-        let tops = std::mem::take(&mut *self.inner.tops.lock());
-        for top in tops.into_iter().rev() {
-            top.pid.stop(Exit::Shutdown);
-            top.pid.exited().await;
+        // Each is known until it has exited: another call finds it, and waits for it, too.
+        while let Some(pid) = self.inner.last_top() {
+            pid.stop(Exit::Shutdown);
+            pid.exited().await;
+            self.inner.forget_top(&pid);
         }
         if let Some(watchdog) = &self.inner.watchdog {
             watchdog.stop();
@@ -435,6 +510,20 @@ impl Inner {
         Ok(())
     }
 
+    fn last_top(&self) -> Option<Pid> {
+        self.tops.lock().last().map(|top| top.pid.clone())
+    }
+
+    fn forget_top(&self, pid: &Pid) {
+        let mut tops = self.tops.lock();
+        let top = tops.iter().position(|top| top.pid == *pid).map(|at| tops.remove(at));
+        // Outside of the lock, for its spec is the user's.
+        drop(tops);
+        drop_guarded(top);
+        // Not a panic of anyone who could exit with it.
+        take_drop_panic();
+    }
+
     /// Whoever starts a supervisor at the top knows that it is up. False when its thread was left behind before.
     fn top_is_up(&self, pid: &Pid) -> bool {
         let mut tops = self.tops.lock();
@@ -445,6 +534,10 @@ impl Inner {
     /// Those of the supervisors at the top that will be started again, in the order of their first start. All others of them are gone.
     pub(crate) fn restarts_of(self: &Arc<Self>, victims: &[Pid]) -> Vec<TopRestart> {
         let mut again = Vec::new();
+        // Whoever shuts it down waits for the end of those that are known.
+        if self.down.load(SeqCst) {
+            return again;
+        }
         for top in self.tops.lock().iter_mut().filter(|top| top.up && victims.contains(&top.pid)) {
             let Some(spec) = top.again.clone() else { continue };
             if !top.restarts.allow(top.since.elapsed()) {

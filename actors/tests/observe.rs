@@ -2,6 +2,7 @@
 
 mod support;
 
+use futures::FutureExt;
 use phalanx_actors::*;
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -245,11 +246,19 @@ async fn an_observer_sees_how_old_the_oldest_message_of_a_queue_is_and_what_is_h
 #[test]
 fn messages_that_are_never_handled_leave_the_queue_of_an_observed_actor_too() {
     simulated(|system| async move {
-        let _observer = system.observe();
+        let observer = system.observe();
         let slow = slow(&system).await;
+        // Taken back while it waits: the stamp goes with the question when its turn comes, and the actor lives on.
+        assert!(slow.ask(Quick(0)).now_or_never().is_none());
+        assert_eq!(row(&system, "s/slow").queue_oldest_ms, Some(0));
+        slow.ask(Quick(1)).await.expect("handled");
+        slow.ask(Quick(2)).await.expect("handled");
+        let seen = row(&system, "s/slow");
+        assert_eq!((seen.queue_len, seen.queue_oldest_ms), (0, None));
+
         let asked = tokio::task::spawn_local({
             let slow = slow.clone();
-            async move { slow.ask(Quick(1)).await }
+            async move { slow.ask(Quick(3)).await }
         });
         slow.tell(Spin(Duration::ZERO)).expect("told");
         for n in 0..10 {
@@ -258,6 +267,32 @@ fn messages_that_are_never_handled_leave_the_queue_of_an_observed_actor_too() {
         assert_eq!(row(&system, "s/slow").queue_oldest_ms, Some(0));
         assert_eq!(slow.pid().exited().await, Exit::Normal);
         assert!(asked.await.expect("joined").is_err());
+        assert!(!observer.tree().iter().any(|row| row.path == "s/slow"), "it is forgotten");
+        system.shutdown().await;
+    });
+}
+
+#[test]
+fn messages_that_are_pushed_out_or_left_behind_leave_the_queue_of_an_observed_actor_too() {
+    simulated(|system| async move {
+        let _observer = system.observe();
+        let child = ChildSpec::actor("slow", || Slow).mailbox(2).overflow(Overflow::DropOldest).keep_mailbox();
+        let spec = SupervisorSpec::new("s", Strategy::OneForOne).unlimited().child(child);
+        system.start(spec).await.expect("started");
+        let slow = system.named::<Slow>("s/slow");
+        for n in 0..3 {
+            slow.tell(Quick(n)).expect("told");
+        }
+        assert_eq!(row(&system, "s/slow").queue_len, 2, "the first was pushed out");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let seen = row(&system, "s/slow");
+        assert_eq!((seen.messages, seen.queue_len, seen.queue_oldest_ms), (2, 0, None));
+        slow.tell(Spin(Duration::ZERO)).expect("told");
+        slow.tell(Quick(4)).expect("told");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        // The next incarnation has handled what the first one left behind.
+        let seen = row(&system, "s/slow");
+        assert_eq!((seen.restarts, seen.messages, seen.queue_len, seen.queue_oldest_ms), (1, 1, 0, None));
         system.shutdown().await;
     });
 }

@@ -103,6 +103,27 @@ fn a_panic_in_a_stream_a_tick_or_a_signal_is_the_exit_with_its_place() {
 }
 
 #[test]
+fn a_call_on_exit_that_panics_keeps_nobody_else_from_learning_of_the_end() {
+    simulated(|system| async move {
+        let supervisor = supervisor(&system).await;
+        let victim = supervisor.start_child(ChildSpec::actor("victim", || Any)).await.expect("up");
+        let linked = any(&system, &supervisor, "linked").await;
+        let own = victim.clone();
+        linked.ask(Run(Box::new(move |ctx| ctx.link(&own)))).await.expect("run");
+        let _first = victim.on_exit(|_| panic!("in on_exit"));
+        let (tx, called) = tokio::sync::oneshot::channel();
+        let _second = victim.on_exit(move |exit| tx.send(exit.clone()).expect("waits"));
+        victim.kill();
+        assert_eq!(called.await, Ok(Exit::Killed));
+        assert_eq!(linked.pid().exited().await, Exit::Killed);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let again = system.whereis("s/victim").expect("its supervisor has learned of it");
+        assert_ne!(again, victim);
+        system.shutdown().await;
+    });
+}
+
+#[test]
 fn what_a_tick_or_a_stream_holds_may_panic_in_drop_while_it_panics() {
     simulated(|system| async move {
         let supervisor = supervisor(&system).await;

@@ -71,6 +71,21 @@ fn an_interval_ticks_exactly_once_a_minute_for_an_hour_of_simulated_time() {
 }
 
 #[test]
+fn an_interval_and_a_timer_without_end_never_come() {
+    simulated(|system| async move {
+        let any = any(&system).await;
+        run(&any, |ctx| {
+            ctx.interval(Duration::MAX, |_, _| panic!("it came"));
+            ctx.send_after(Duration::MAX, Run(Box::new(|_| panic!("it came"))));
+        })
+        .await;
+        tokio::time::sleep(Duration::from_secs(36_000)).await;
+        run(&any, |_| {}).await;
+        system.shutdown().await;
+    });
+}
+
+#[test]
 fn a_cancelled_timer_task_or_interval_never_reaches_the_actor() {
     simulated(|system| async move {
         let any = any(&system).await;
@@ -235,6 +250,61 @@ async fn a_panic_in_a_future_a_timer_or_a_factory_is_the_exit_with_its_place() {
     assert!(matches!(&error, ChildError::StartFailed(Exit::Panic { message, .. }) if message == "no spec"), "{error}");
     assert_eq!(supervisor.count_children().await.expect("counted").specs, 0);
     system.shutdown().await;
+}
+
+/// Panics in its start, as often as it is told to.
+struct Fragile(Arc<AtomicU64>);
+impl Actor for Fragile {
+    fn started(&mut self, _: &mut Ctx<Self>) -> Result<(), Exit> {
+        let left = self.0.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1));
+        assert!(left.is_err(), "in started");
+        Ok(())
+    }
+    fn stopping(&mut self, _: &Exit, _: &mut Ctx<Self>) {
+        unreachable!("what a panic has ended is not stopped in order");
+    }
+}
+
+#[test]
+fn a_panic_in_started_is_a_start_that_fails_and_one_in_a_restart_is_tried_again() {
+    simulated(|system| async move {
+        let (panics, left) = counter();
+        let child = ChildSpec::actor("a", move || Fragile(panics.clone()));
+        let spec = || SupervisorSpec::new("s", Strategy::OneForOne).intensity(3, Duration::from_secs(60));
+        left.store(1, SeqCst);
+        let error = system.start(spec().child(child.clone())).await.expect_err("no start");
+        let StartError::Failed(Exit::StartFailed { reason, .. }) = &error else { panic!("{error:?}") };
+        let Exit::Panic { message, location: Some(at) } = &**reason else { panic!("{reason}") };
+        assert!(message == "in started" && at.contains("tests/runtime.rs:"), "{message} {at}");
+        assert!(system.tree().is_empty(), "nothing is left");
+
+        let supervisor = system.start(spec().child(child)).await.expect("started");
+        left.store(2, SeqCst);
+        let first = system.whereis("s/a").expect("lives");
+        first.kill();
+        let again = reborn(&system, "s/a", &first).await;
+        assert_eq!((left.load(SeqCst), supervisor.pid().is_alive()), (0, true), "three restarts of three");
+        again.kill();
+        assert!(matches!(supervisor.exited().await, Exit::RestartIntensity { .. }));
+        system.shutdown().await;
+    });
+}
+
+#[test]
+fn a_panic_in_the_handler_of_what_a_timer_sends_is_the_exit_with_its_place() {
+    simulated(|system| async move {
+        let any = any(&system).await;
+        run(&any, |ctx| {
+            let late = ctx.send_after(Duration::from_secs(2), Run(Box::new(|_| unreachable!("it has ended"))));
+            ctx.send_after(Duration::from_secs(1), Run(Box::new(|_| panic!("when it was due"))));
+            drop(late);
+        })
+        .await;
+        let Exit::Panic { message, location: Some(at) } = any.pid().exited().await else { panic!("no panic") };
+        assert!(message == "when it was due" && at.contains("tests/runtime.rs:"), "{message} {at}");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        system.shutdown().await;
+    });
 }
 
 #[tokio::test]
@@ -540,4 +610,95 @@ async fn a_system_outlives_none_of_its_handles_and_an_actor_that_holds_one() {
     drop(system);
     assert_eq!(pid.exited().await, Exit::Killed);
     assert!(dropped.load(SeqCst));
+}
+
+#[tokio::test]
+async fn a_second_shutdown_and_one_after_a_cancelled_first_stop_everything_in_order() {
+    for cancelled in [false, true] {
+        let (log, system) = (Log::default(), system());
+        for top in ["s", "t"] {
+            let child = probe(&format!("{top}a"), &log);
+            system.start(SupervisorSpec::new(top, Strategy::OneForOne).child(child)).await.expect("started");
+        }
+        let pids = ["s", "t", "s/sa", "t/ta"].map(|path| system.whereis(path).expect("lives"));
+        log.take();
+        // The first has to wait.
+        system.named::<Probe>("t/ta").tell(Do::Hang(Duration::from_millis(200))).expect("told");
+        if cancelled {
+            tokio::time::timeout(Duration::from_millis(20), system.shutdown()).await.expect_err("it waits");
+            system.shutdown().await;
+        } else {
+            tokio::join!(system.shutdown(), system.shutdown());
+        }
+        assert_eq!(pids.map(|pid| pid.exit()), [const { Some(Exit::Shutdown) }; 4]);
+        assert_eq!(log.take(), "-ta -sa");
+    }
+}
+
+#[tokio::test]
+async fn after_an_unlink_no_exit_signal_comes_also_if_it_was_on_its_way() {
+    let system = System::builder("t").arbiters(2).build().expect("system");
+    let any = any(&system).await;
+    let others = SupervisorSpec::new("others", Strategy::Dynamic);
+    let others = system.start(others).await.expect("started");
+    let other = ChildSpec::actor("o", || Any).restart(Restart::Temporary).placement(Placement::Arbiter(1));
+    let other = others.start_child(other).await.expect("up");
+    let own = other.clone();
+    // In one handler, so that nothing is taken in between.
+    run(&any, move |ctx| {
+        ctx.link(&own);
+        own.kill();
+        assert_eq!(futures::executor::block_on(own.exited()), Exit::Killed);
+        // Its links learn of it after those who wait for its exit.
+        std::thread::sleep(Duration::from_millis(20));
+        ctx.unlink(&own);
+        // What is dead sends a signal at once.
+        ctx.link(&own);
+        ctx.unlink(&own);
+    })
+    .await;
+    run(&any, |_| {}).await;
+    // And a link made after that is one again.
+    any.tell(Run(Box::new(move |ctx| ctx.link(&other)))).expect("told");
+    assert_eq!(any.pid().exited().await, Exit::NoProc);
+    system.shutdown().await;
+}
+
+/// Watches again whatever has ended.
+struct Again {
+    downs: Arc<AtomicU64>,
+}
+impl Actor for Again {
+    fn down(&mut self, down: Down, ctx: &mut Ctx<Self>) {
+        bump(&self.downs);
+        ctx.monitor(&down.pid);
+    }
+}
+impl Handler<Watch> for Again {
+    fn handle(&mut self, watch: Watch, ctx: &mut Ctx<Self>) -> Reply<()> {
+        ctx.monitor(&watch.0);
+        ().into()
+    }
+}
+
+#[tokio::test]
+async fn who_watches_the_dead_again_and_again_leaves_others_their_turns_and_can_be_stopped() {
+    let (log, system) = (Log::default(), system());
+    let (downs, seen) = counter();
+    let again = ChildSpec::actor("again", move || Again { downs: downs.clone() });
+    let spec = SupervisorSpec::new("s", Strategy::OneForOne).child(again).child(probe("a", &log));
+    let supervisor = system.start(spec.child(probe("dead", &log).restart(Restart::Temporary))).await.expect("started");
+    let dead = system.whereis("s/dead").expect("lives");
+    dead.kill();
+    dead.exited().await;
+    let again = system.lookup::<Again>("s/again").expect("lives");
+    again.ask(Watch(dead, false)).await.expect("handled");
+    let neighbour = system.named::<Probe>("s/a");
+    let soon = Duration::from_secs(20);
+    while seen.load(SeqCst) < 1_000 {
+        neighbour.ask_timeout(Do::Ping, soon).await.expect("it has its turns");
+    }
+    tokio::time::timeout(soon, supervisor.terminate_child("again")).await.expect("stopped").expect("known");
+    assert_eq!(again.pid().exit(), Some(Exit::Shutdown));
+    system.shutdown().await;
 }

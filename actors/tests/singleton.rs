@@ -274,6 +274,19 @@ fn who_stands_down_answers_when_nothing_runs_there_and_another_takes_over() {
 }
 
 #[test]
+fn who_stands_down_for_ever_is_a_candidate_no_more_and_lives() {
+    explore(0..4, |sim| async move {
+        let (table, stage) = (Table::default(), Stage::default());
+        let a = node(&sim, "a", &table, &stage).await;
+        sim.settle().await;
+        let pid = candidate(&a).ask(SingletonStatus).await.map(|_| a.whereis("top/singleton")).expect("answered");
+        candidate(&a).ask(StandDown(Duration::MAX)).await.expect("answered");
+        sim.advance(Duration::from_secs(36_000)).await;
+        assert_eq!((stage.now(), a.whereis("top/singleton")), (None, pid));
+    });
+}
+
+#[test]
 fn a_crash_of_the_singleton_is_its_own_supervisors_matter_and_one_that_gives_up_its_candidates() {
     explore(0..20, |sim| async move {
         let (table, stage) = (Table::default(), Stage::default());

@@ -28,7 +28,10 @@ impl Attempts {
         let longest = spec.max.as_secs_f64();
         // An overflow to infinity is cut here too; NaN (zero times infinity) becomes the maximum.
         let capped = if base < longest { base } else { longest };
-        Duration::from_secs_f64(capped * (1.0 - spec.jitter.clamp(0.0, 1.0) * chance))
+        // A share that is no number is none.
+        let jitter = if spec.jitter.is_nan() { 0.0 } else { spec.jitter.clamp(0.0, 1.0) };
+        // More than a `Duration` holds is as good as never.
+        Duration::try_from_secs_f64(capped * (1.0 - jitter * chance)).unwrap_or(spec.max)
     }
 }
 
@@ -65,6 +68,16 @@ mod tests {
             let d = Attempts(1).next_delay(&s, chance);
             assert!(d <= MS(100) && d >= MS(50), "{d:?}");
         }
+    }
+
+    #[test]
+    fn what_is_no_number_or_without_end_panics_nowhere() {
+        let odd = Backoff { jitter: f64::NAN, factor: f64::NAN, ..spec() };
+        assert_eq!(Attempts(1).next_delay(&odd, 0.5), MS(100));
+        let odd = Backoff { jitter: f64::INFINITY, factor: f64::INFINITY, ..spec() };
+        assert_eq!(Attempts(2).next_delay(&odd, 0.0), MS(1_000));
+        let ever = Backoff { initial: Duration::MAX, max: Duration::MAX, ..spec() };
+        assert_eq!(Attempts(0).next_delay(&ever, 0.0), Duration::MAX);
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //! simulated time, beside a model that is synchronous and recursive, without states or operations.
 //!
 //! Both are given the same script; all starts, failed and ignored starts, stops, kills, exits with their reasons and times, all answers
-//! to commands and the final tree must be the same. More cases: `ACTORS_MODEL_CASES=1000000 cargo test -p phalanx-actors model_test`;
-//! others: `ACTORS_MODEL_SEED=7`. A case that fails is made smaller and printed; `ACTORS_MODEL_SCRIPT` takes the printed numbers and
-//! runs that case alone. The model itself is held against Erlang, where that is installed: `ACTORS_MODEL_OTP=300` compares so many scripts.
+//! to commands and the final tree must be the same. More cases: `ACTORS_MODEL_CASES=1000000 cargo test -p phalanx-actors model_test`.
+//! Each day tries others: its number is the seed, which is printed when a case fails, and `ACTORS_MODEL_SEED=7` sets another. A case that
+//! fails is made smaller and printed; `ACTORS_MODEL_SCRIPT` takes the printed numbers and runs that case alone. The model itself is held
+//! against Erlang, where that is installed: `ACTORS_MODEL_OTP=300` compares so many scripts.
 
 mod model;
 mod otp;
@@ -151,6 +152,11 @@ fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
     std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
 }
 
+/// The days since 1970.
+fn today() -> u64 {
+    std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_secs() / 86_400)
+}
+
 #[test]
 fn the_core_does_what_otp_does() {
     if let Ok(numbers) = std::env::var("ACTORS_MODEL_SCRIPT") {
@@ -158,8 +164,9 @@ fn the_core_does_what_otp_does() {
         println!("{script:#?}");
         return run(&script).unwrap_or_else(|parted| panic!("{parted}"));
     }
+    let number = setting("ACTORS_MODEL_SEED", today());
     if let Ok(Ok(cases)) = std::env::var("ACTORS_MODEL_OTP").map(|cases| cases.parse::<u64>()) {
-        let mut numbers = (setting("ACTORS_MODEL_SEED", 0u64)..).map(mixed);
+        let mut numbers = (number..).map(mixed);
         let scripts = (0..cases).map(|_| {
             let mut some = |n: usize| numbers.by_ref().take(n).collect::<Vec<u64>>();
             Script::decode(&some(MODEL_TREE), &some(MODEL_STEPS))
@@ -167,7 +174,7 @@ fn the_core_does_what_otp_does() {
         return println!("{}", otp::compare(scripts).unwrap_or_else(|parted| panic!("{parted}")));
     }
     let mut seed = [0; 32];
-    seed[..8].copy_from_slice(&setting("ACTORS_MODEL_SEED", 0u64).to_le_bytes());
+    seed[..8].copy_from_slice(&number.to_le_bytes());
     let config = ProptestConfig {
         cases: setting("ACTORS_MODEL_CASES", MODEL_CASES),
         failure_persistence: None,
@@ -181,9 +188,10 @@ fn the_core_does_what_otp_does() {
         Ok(()) => {}
         Err(TestError::Fail(parted, (tree, steps))) => {
             let script = Script::decode(&tree, &steps);
-            panic!("{script:#?}\n{parted}\nACTORS_MODEL_SCRIPT={}", Script::print(&tree, &steps));
+            let replay = Script::print(&tree, &steps);
+            panic!("{script:#?}\n{parted}\nACTORS_MODEL_SEED={number}\nACTORS_MODEL_SCRIPT={replay}");
         }
-        Err(error) => panic!("{error}"),
+        Err(error) => panic!("{error}\nACTORS_MODEL_SEED={number}"),
     }
 }
 

@@ -137,11 +137,11 @@ impl Singleton {
             Event::ChildExited => {
                 if matches!(self.child, Child::Running) {
                     // By itself: not at once again, or it would be a busy loop.
-                    self.next_start = now + self.limits.retry;
+                    self.next_start = now.saturating_add(self.limits.retry);
                 }
                 self.child = Child::None;
             }
-            Event::StandDown(time) => self.down_until = self.down_until.max(now + time),
+            Event::StandDown(time) => self.down_until = self.down_until.max(now.saturating_add(time)),
         }
         self.decide(now);
         std::mem::take(&mut self.actions)
@@ -151,7 +151,7 @@ impl Singleton {
     pub(crate) fn wake_at(&self, now: Duration) -> Option<Duration> {
         let held = self.held.as_ref();
         let moments = [
-            self.pending.map(|pending| pending.sent + self.limits.answer),
+            self.pending.map(|pending| pending.sent.saturating_add(self.limits.answer)),
             held.filter(|held| self.pending.is_none() && !held.lost).map(|held| held.renew_at),
             held.map(|held| held.until),
             matches!(self.child, Child::Running).then(|| self.stop_at()).flatten(),
@@ -169,7 +169,7 @@ impl Singleton {
         match self.child {
             Child::None => None,
             Child::Running => Some(lease),
-            Child::Stopping { since } => Some(lease.min(since + self.limits.stop)),
+            Child::Stopping { since } => Some(lease.min(since.saturating_add(self.limits.stop))),
             Child::Killed => Some(Duration::ZERO),
         }
     }
@@ -195,7 +195,7 @@ impl Singleton {
 
     fn stop_at(&self) -> Option<Duration> {
         let held = self.held.as_ref()?;
-        Some(held.until.saturating_sub(self.limits.margin + self.limits.stop))
+        Some(held.until.saturating_sub(self.limits.margin.saturating_add(self.limits.stop)))
     }
 
     fn answered(&mut self, request: u64, answer: Answer, now: Duration) {
@@ -203,8 +203,8 @@ impl Singleton {
         let Some(pending) = self.pending.take_if(|pending| pending.request == request) else { return };
         match (answer, &mut self.held) {
             (Answer::Granted { token, ttl }, held) => {
-                let until = pending.sent + ttl;
-                let renew_at = pending.sent + ttl / RENEWALS_PER_LEASE;
+                let until = pending.sent.saturating_add(ttl);
+                let renew_at = pending.sent.saturating_add(ttl / RENEWALS_PER_LEASE);
                 match held {
                     Some(held) if held.token == token => {
                         held.until = held.until.max(until);
@@ -216,7 +216,7 @@ impl Singleton {
                 }
             }
             (Answer::Refused { .. }, Some(held)) => held.lost = true,
-            (Answer::Refused { retry }, None) => self.next_try = now + retry.unwrap_or(self.limits.retry),
+            (Answer::Refused { retry }, None) => self.next_try = now.saturating_add(retry.unwrap_or(self.limits.retry)),
             (Answer::Failed, Some(held)) => held.renew_at = now + self.limits.retry,
             (Answer::Failed, None) => self.next_try = now + self.limits.retry,
         }
@@ -270,7 +270,7 @@ impl Singleton {
         self.held = None;
         self.pending = None;
         if lost {
-            self.next_try = now + self.limits.retry;
+            self.next_try = now.saturating_add(self.limits.retry);
         } else if stands_down {
             self.actions.push(Action::Release { token });
         }
@@ -286,8 +286,10 @@ impl Singleton {
     }
 
     fn request(&mut self, now: Duration) {
-        if self.pending.take_if(|pending| now >= pending.sent + self.limits.answer).is_some() && self.held.is_none() {
-            self.next_try = now + self.limits.retry;
+        if self.pending.take_if(|pending| now >= pending.sent.saturating_add(self.limits.answer)).is_some()
+            && self.held.is_none()
+        {
+            self.next_try = now.saturating_add(self.limits.retry);
         }
         if self.pending.is_some() {
             return;

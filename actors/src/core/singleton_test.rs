@@ -457,3 +457,23 @@ fn a_stop_that_begins_late_ends_no_later() {
     assert_eq!(core.on_event(Event::Timer, ms(499)), []);
     assert_eq!(core.on_event(Event::Timer, ms(500)), [Action::Kill]);
 }
+
+#[test]
+fn times_without_end_are_as_good_as_never() {
+    let ever = Duration::MAX;
+    let mut core = running();
+    assert_eq!(core.on_event(Event::StandDown(ever), ms(100)), [Action::Stop]);
+    assert_eq!(core.on_event(Event::ChildExited, ms(200)), [Action::Release { token: 7 }]);
+    assert_eq!(core.on_event(Event::Timer, ms(1 << 40)), []);
+    let mut core = Singleton::new(Limits { stop: ever, margin: ever, retry: ever, answer: ever });
+    core.on_event(Event::Boot, ms(1));
+    let refused = Event::Answer { request: 0, answer: Answer::Refused { retry: Some(ever) } };
+    assert_eq!(core.on_event(refused, ms(2)), []);
+    assert_eq!(core.wake_at(ms(3)), Some(ever));
+    let mut core = Singleton::new(Limits { retry: ever, answer: ever, ..limits() });
+    core.on_event(Event::Boot, ms(1));
+    let answer = Answer::Granted { token: 7, ttl: ever };
+    assert_eq!(core.on_event(Event::Answer { request: 0, answer }, ms(2)), [Action::Start { token: 7 }]);
+    assert_eq!(core.on_event(Event::ChildExited, ms(3)), []);
+    assert_eq!(core.kill_at(), None);
+}

@@ -38,8 +38,8 @@ impl fmt::Debug for ExitWatch {
 }
 
 impl Pid {
-    /// Calls `f` when it has ended, on the thread on which it ends: `f` must not block, and must not panic. Dropping what this returns takes it
-    /// back. `None`, and `f` is not called, when it has ended already.
+    /// Calls `f` when it has ended, on the thread on which it ends: `f` must not block, and its panic is logged and
+    /// is nobody's exit. Dropping what this returns takes it back. `None`, and `f` is not called, when it has ended already.
     pub fn on_exit(&self, f: impl FnOnce(&Exit) + Send + 'static) -> Option<ExitWatch> {
         let mut control = self.0.control.lock();
         if control.exit.is_some() {
@@ -82,8 +82,9 @@ impl Pid {
         // Lost meanwhile.
         let reason = control.gone();
         drop(control);
-        local.forget_link(self);
-        local.signal(Signal::Exit { from: self.clone(), reason });
+        if local.forget_link(self) {
+            local.signal(Signal::Exit { from: self.clone(), reason });
+        }
         true
     }
 }

@@ -677,15 +677,3 @@ fn an_ask_dropped_while_it_waits_for_room_leaves_the_room_to_others() {
         assert_eq!(info(&system).dropped, 0, "it was never accepted");
     });
 }
-
-#[test]
-fn every_promise_of_the_page_names_tests_that_exist() {
-    let tests = concat!(include_str!("main.rs"), include_str!("threads.rs"), include_str!("../actors.rs"));
-    let page = include_str!("../../docs/runtime-semantics.md");
-    let (_, table) = page.split_once("## Promises and tests").expect("the table");
-    let named: Vec<&str> = table.split('`').skip(1).step_by(2).filter(|name| name.matches('_').count() > 3).collect();
-    assert!(named.len() > 25, "{named:?}");
-    for name in named {
-        assert!(tests.contains(&format!("fn {name}()")), "no test `{name}`");
-    }
-}

@@ -1,6 +1,7 @@
 //! What can be asked of a running supervisor, and what it answers.
 
 use super::*;
+use crate::support::{probe, reborn};
 
 #[test]
 fn children_are_added_terminated_restarted_and_deleted_by_hand() {
@@ -216,4 +217,41 @@ fn a_dynamic_child_whose_restart_fails_again_and_again_is_forgotten_when_termina
         assert_eq!(sup.terminate_child("b").await, Ok(()));
         assert_eq!(children(&sup).await, "a* c*");
     });
+}
+
+/// More than a supervisor answers in one turn.
+const ASKERS: usize = 600;
+
+#[tokio::test]
+async fn questions_without_end_hold_up_neither_restarts_nor_commands() {
+    // Not in simulated time, which stands still as long as there is something to do.
+    let work = async {
+        let system = System::builder("t").local().build().expect("a system");
+        let log = Log::default();
+        let wait = Duration::from_millis(20);
+        let slowly = Backoff { initial: wait, step: wait, jitter: 0.0, ..Backoff::default() };
+        let spec = SupervisorSpec::new("s", Strategy::OneForOne).child(probe("a", &log).backoff(slowly));
+        let sup = system.start(spec.child(probe("b", &log))).await.expect("started");
+        let askers: Vec<_> = (0..ASKERS)
+            .map(|_| {
+                let sup = sup.clone();
+                tokio::task::spawn_local(async move {
+                    while let Ok(count) = sup.count_children().await {
+                        assert_eq!(count.specs, 2);
+                    }
+                })
+            })
+            .collect();
+        let soon = Duration::from_secs(20);
+        let a = system.whereis("s/a").expect("lives");
+        a.kill();
+        reborn(&system, "s/a", &a).await;
+        tokio::time::timeout(soon, sup.terminate_child("b")).await.expect("it has its turn").expect("known");
+        tokio::time::timeout(soon, sup.stop()).await.expect("it ends");
+        for asker in askers {
+            asker.await.expect("answered");
+        }
+        system.shutdown().await;
+    };
+    tokio::task::LocalSet::new().run_until(work).await;
 }

@@ -101,3 +101,19 @@ async fn a_tree_on_many_threads_ends_in_order_too() {
     assert_eq!(log.take(), "+a +b +c -c -b -a");
     system.shutdown().await;
 }
+
+#[test]
+fn times_without_end_are_waited_for() {
+    bed(|bed| async move {
+        let ever = Duration::MAX;
+        let never = Backoff { initial: ever, step: ever, factor: f64::NAN, max: ever, reset_after: ever, jitter: 0.0 };
+        let a = bed.child("a").shutdown(Shutdown::Timeout(ever));
+        let spec = SupervisorSpec::new("s", Strategy::OneForOne).intensity(9, ever);
+        let sup = bed.start(spec.child(a).child(bed.child("b").backoff(never))).await;
+        bed.crash("s/b").await;
+        tokio::time::sleep(Duration::from_secs(3_600)).await;
+        assert_eq!(children(&sup).await, "a* b?");
+        assert_eq!(sup.stop().await, Exit::Shutdown);
+        assert_eq!(bed.log(), "-a");
+    });
+}
