@@ -53,12 +53,15 @@ pub(crate) struct Ties {
 /// Stand-ins for actors of the peer.
 #[derive(Debug, Default)]
 struct Near {
-    /// By the pid there.
-    stand_ins: HashMap<u64, Entry>,
+    /// By the path and the number there: a reference with a wrong path is none to the actor with its number.
+    stand_ins: HashMap<Key, Entry>,
     /// Which of them the peer reports, by our number of the watch.
     watches: HashMap<u64, StandIn>,
     made: u64,
 }
+
+/// The path and the number of an actor of the peer.
+type Key = (Arc<str>, u64);
 
 #[derive(Debug)]
 struct Entry {
@@ -110,8 +113,9 @@ impl Ties {
         }
     }
 
-    fn stand_in(&self, pid: u64) -> Option<StandIn> {
-        Some(self.near.lock().as_ref()?.stand_ins.get(&pid)?.stand_in.clone())
+    fn stand_in(&self, path: &str, pid: u64) -> Option<StandIn> {
+        let key = (path.into(), pid);
+        Some(self.near.lock().as_ref()?.stand_ins.get(&key)?.stand_in.clone())
     }
 }
 
@@ -134,7 +138,8 @@ impl Link {
     fn pid(self: &Arc<Self>, path: &Arc<str>, id: u64, watched: bool) -> Option<(Pid, StandIn)> {
         let mut ties = self.ties.near.lock();
         let near = ties.as_mut()?;
-        let known = near.stand_ins.get(&id).and_then(|entry| Some((entry.stand_in.pid()?, entry.stand_in.clone())));
+        let key = (path.clone(), id);
+        let known = near.stand_ins.get(&key).and_then(|entry| Some((entry.stand_in.pid()?, entry.stand_in.clone())));
         let (pid, stand_in) = match known {
             Some(known) => known,
             None => {
@@ -143,10 +148,10 @@ impl Link {
                 }
                 near.made += 1;
                 let serial = near.made;
-                let to = ToPeer { link: Arc::downgrade(self), path: path.clone(), pid: id, serial };
+                let to = ToPeer { link: Arc::downgrade(self), key: key.clone(), serial };
                 let (pid, stand_in) = Pid::stand_in(id, shown_path(path, &self.peer.node), Arc::new(to));
                 let entry = Entry { serial, stand_in: stand_in.clone(), watch: None };
-                if let Some(old) = near.stand_ins.insert(id, entry)
+                if let Some(old) = near.stand_ins.insert(key.clone(), entry)
                     && let Some(watch) = old.watch
                 {
                     // Nobody referred to it any more, and its proxy is about to say so, too late.
@@ -156,7 +161,7 @@ impl Link {
                 (pid, stand_in)
             }
         };
-        let entry = near.stand_ins.get_mut(&id);
+        let entry = near.stand_ins.get_mut(&key);
         if let Some(entry) = entry.filter(|entry| watched && entry.watch.is_none()) {
             let watch = self.next_monitor_id();
             // Sent under the lock, so that a Demonitor cannot overtake it.
@@ -175,13 +180,13 @@ impl Link {
     }
 
     /// Nobody refers to a stand-in any more, or it has exited.
-    fn forget_stand_in(&self, pid: u64, serial: u64) {
+    fn forget_stand_in(&self, key: &Key, serial: u64) {
         let mut ties = self.ties.near.lock();
         let Some(near) = ties.as_mut() else {
             return;
         };
-        if near.stand_ins.get(&pid).is_some_and(|entry| entry.serial == serial)
-            && let Some(entry) = near.stand_ins.remove(&pid)
+        if near.stand_ins.get(key).is_some_and(|entry| entry.serial == serial)
+            && let Some(entry) = near.stand_ins.remove(key)
             && let Some(watch) = entry.watch
             && near.watches.remove(&watch).is_some()
         {
@@ -270,15 +275,15 @@ impl Link {
                     });
                 }
             }
-            (signal::UNLINK, Some((_, from_pid))) => {
+            (signal::UNLINK, Some((from, from_pid))) => {
                 if let (Some(target), Some(stand_in)) =
-                    (node.shared.any(taken.path, taken.pid), self.ties.stand_in(from_pid))
+                    (node.shared.any(taken.path, taken.pid), self.ties.stand_in(from, from_pid))
                 {
                     stand_in.unlinked(target.pid());
                 }
             }
-            (signal::EXIT, Some((_, from_pid))) => {
-                if let Some(stand_in) = self.ties.stand_in(from_pid) {
+            (signal::EXIT, Some((from, from_pid))) => {
+                if let Some(stand_in) = self.ties.stand_in(from, from_pid) {
                     stand_in.exit(&read_exit(taken.reason));
                 }
             }
@@ -305,8 +310,7 @@ pub(crate) fn lost_pid(path: &str, pid: u64, node: &str, exit: &Exit) -> Pid {
 /// Carries what is asked of a stand-in to the peer.
 struct ToPeer {
     link: Weak<Link>,
-    path: Arc<str>,
-    pid: u64,
+    key: Key,
     serial: u64,
 }
 
@@ -317,7 +321,8 @@ impl ToPeer {
         };
         let reason = reason.map(write_exit).unwrap_or_default();
         let from = from.map(|from| (from.path(), from.id()));
-        link.send_signal(&Signal { path: &self.path, pid: Some(self.pid), from, what, reason: &reason });
+        let (path, pid) = &self.key;
+        link.send_signal(&Signal { path, pid: Some(*pid), from, what, reason: &reason });
     }
 }
 
@@ -346,7 +351,7 @@ impl Proxy for ToPeer {
 impl Drop for ToPeer {
     fn drop(&mut self) {
         if let Some(link) = self.link.upgrade() {
-            link.forget_stand_in(self.pid, self.serial);
+            link.forget_stand_in(&self.key, self.serial);
         }
     }
 }

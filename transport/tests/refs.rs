@@ -282,6 +282,22 @@ async fn a_monitor_of_an_actor_elsewhere_tells_its_exit_once_and_the_restarted_o
 }
 
 #[tokio::test]
+async fn a_reference_with_a_wrong_path_and_a_right_number_is_no_proc_and_hurts_nobody() {
+    let scene = Scene::new(Restart::Permanent).await;
+    let worker = scene.far("top/w").await;
+    // Whoever sends references may send this one.
+    let forged = scene.a.resolve::<Worker>(RemoteAddress { path: "top/nobody".into(), ..worker.address() });
+    let (false_pid, pid) = (forged.pid(), worker.pid());
+    assert_eq!(within(false_pid.exited()).await, Exit::NoProc);
+    scene.settled().await;
+    assert!(pid.is_alive());
+    assert_eq!(within(worker.ask(Do::Add(1))).await, Ok(1));
+    worker.tell(Do::Crash).expect("room");
+    assert!(crashed(&within(pid.exited()).await));
+    scene.end().await;
+}
+
+#[tokio::test]
 async fn what_is_not_watched_any_more_is_not_counted_any_more() {
     let mut scene = Scene::with(Restart::Permanent, |config| config.limits.monitors = 2).await;
     let worker = scene.far("top/w").await;
