@@ -16,6 +16,7 @@ use crate::{
     frame::{MAX_FRAME_BYTES, PROTOCOL_VERSION},
     network::{Network, UdpNetwork},
     outbox::URGENT_FACTOR,
+    ties::LINK_BYTES,
 };
 
 /// A node's certificate chain (leaf first) and the key of the leaf.
@@ -142,6 +143,9 @@ pub struct Limits {
     pub streams_open: u32,
     /// Monitors held on one peer; a further one is down at once with `NoConnection`.
     pub monitors: usize,
+    /// Links that actors here have made with actors of one peer; a further one is down at once with `NoConnection`. And links that
+    /// a peer has made with actors here; one that makes more loses its connection.
+    pub links: usize,
     /// Nodes remembered; a node beyond that is refused.
     pub peers: usize,
     /// Inbound handshakes going on; further ones are turned away. From half of it, a dialer must prove its address.
@@ -169,6 +173,7 @@ impl Default for Limits {
             reply_bytes: 64 << 20,
             streams_open: 64,
             monitors: 262_144,
+            links: 16_384,
             peers: 10_000,
             handshakes: 256,
             handshakes_per_address: 64,
@@ -186,7 +191,7 @@ const STREAM_BYTES: usize = 16 << 10;
 
 impl Limits {
     /// The most memory that one peer can make this node hold, in bytes, whatever it sends and whatever it does not read:
-    /// what arrived and is not taken, requests and replies, tells that wait, what is told to it, monitors. A node whose
+    /// what arrived and is not taken, requests and replies, tells that wait, what is told to it, monitors, links. A node whose
     /// certificate is not of the cluster holds nothing but a place among the `handshakes`.
     ///
     /// Not in it: what handlers keep themselves, and one message up to 16 KiB for each path that is served here.
@@ -196,6 +201,7 @@ impl Limits {
         let lanes = 2 * self.frame_bytes + self.outbox_bytes * (1 + URGENT_FACTOR);
         let streams = self.bidi_streams() as usize * STREAM_BYTES;
         let monitors = self.monitors * MONITOR_BYTES;
+        let links = self.links * LINK_BYTES;
         let routes = ROUTES_MAX * ROUTE_BYTES + ROUTES_BYTES_MAX;
         [
             windows,
@@ -205,6 +211,7 @@ impl Limits {
             lanes,
             streams,
             monitors,
+            links,
             routes,
             2 * self.datagram_bytes,
         ]
@@ -288,6 +295,6 @@ mod tests {
     #[test]
     fn the_default_limits_of_one_peer_add_up_to_what_the_readme_says() {
         let mib = Limits::default().peer_bytes_max() >> 20;
-        assert!((955..970).contains(&mib), "{mib} MiB");
+        assert!((1_003..1_018).contains(&mib), "{mib} MiB");
     }
 }

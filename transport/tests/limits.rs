@@ -2,6 +2,8 @@
 //! other peers are served.
 
 mod support;
+#[path = "support/worker.rs"]
+mod worker;
 
 use std::{
     net::UdpSocket,
@@ -12,10 +14,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use phalanx_actors::{Exit, Restart};
 use phalanx_transport::{Transport, server_name};
 use quinn::{ConnectionError, Endpoint, VarInt};
 use support::{evil::*, *};
 use tokio::sync::Semaphore;
+use worker::{Do, crew, exit};
 
 /// No silent client is lost before the test is over.
 const LONG_MS: u64 = 3_600_000;
@@ -432,6 +436,70 @@ async fn a_peer_watches_so_much_and_no_more() {
     assert!(evil.thrown_out().await.contains("Monitor frame does not belong here"));
     serves(&ca, &node, &decent).await;
     close(&[&node, &decent]).await;
+}
+
+#[tokio::test]
+async fn a_peer_links_so_much_and_no_more() {
+    let (ca, node, decent) = scene_with(|config| config.limits.links = 3).await;
+    let mut crew = crew(&node, Restart::Permanent).await;
+    crew.does("top/w", Do::TrapExits).await;
+    let to = ("top/w", crew.worker("top/w").pid().id());
+    let welcome = hello(1, 3, CLUSTER, "evil");
+    let (evil, mut control, _recv) = Evil::connect(&ca, &node).await.welcome(&welcome).await;
+    // What is over makes room, however it ends; what is linked already takes none.
+    for what in [UNLINK, LINK, EXIT] {
+        for n in 0..3 {
+            for what in [LINK, what] {
+                control.write_all(&signal(what, to, ("own", n))).await.expect("open");
+            }
+        }
+    }
+    for _ in 0..3 {
+        assert_eq!(crew.next().await, exit("own@evil", Exit::Shutdown));
+    }
+    for n in 0..3 {
+        control.write_all(&signal(LINK, to, ("own", n))).await.expect("open");
+    }
+    control.write_all(&tell("echo", &Echo("after them".into()))).await.expect("open");
+    until(|| of_evil(&node).received_messages == 1).await;
+    // One actor of its own with another one here is one more, too.
+    let other = ("top/v", crew.worker("top/v").pid().id());
+    control.write_all(&signal(LINK, other, ("own", 0))).await.expect("open");
+    let told = evil.thrown_out().await;
+    assert!(told.contains("more than 3 links"), "{told}");
+    for _ in 0..3 {
+        assert_eq!(crew.next().await, exit("own@evil", Exit::NoConnection));
+    }
+    let (evil, mut control, _recv) = Evil::connect(&ca, &node).await.welcome(&welcome).await;
+    control.write_all(&signal(LINK, to, (&"p".repeat(1_025), 0))).await.expect("open");
+    let told = evil.thrown_out().await;
+    assert!(told.contains("path is of 1025 bytes"), "{told}");
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
+    crew.system.shutdown().await;
+}
+
+/// Each looks through all links of the actor, on the transport's thread: their number is what bounds that.
+#[tokio::test]
+async fn as_many_links_as_a_peer_may_have_with_one_actor_are_made_and_ended_soon() {
+    let (ca, node, decent) = scene().await;
+    let crew = crew(&node, Restart::Permanent).await;
+    crew.does("top/w", Do::TrapExits).await;
+    let to = ("top/w", crew.worker("top/w").pid().id());
+    let (evil, mut control, _recv) = Evil::connect(&ca, &node).await.welcome(&hello(1, 3, CLUSTER, "evil")).await;
+    let began = Instant::now();
+    for what in [LINK, UNLINK] {
+        for n in 0..16_384 {
+            within(control.write_all(&signal(what, to, ("own", n)))).await.expect("open");
+        }
+    }
+    control.write_all(&tell("echo", &Echo("after them".into()))).await.expect("open");
+    until(|| of_evil(&node).received_messages == 1).await;
+    // Seconds even where nothing is optimised and the machine is busy.
+    assert!(began.elapsed() < PATIENCE / 3, "{:?}", began.elapsed());
+    assert!(evil.conn.close_reason().is_none());
+    close(&[&node, &decent]).await;
+    crew.system.shutdown().await;
 }
 
 #[tokio::test]

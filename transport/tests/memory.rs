@@ -50,6 +50,7 @@ async fn one_peer_cannot_make_a_node_hold_more_than_its_limits_add_up_to() {
         reply_bytes: 4 * MIB,
         streams_open: 16,
         monitors: MONITORS as usize,
+        links: 100,
         stream_window_bytes: 64 << 10,
         ..Limits::default()
     };

@@ -329,6 +329,30 @@ async fn beyond_the_limit_a_monitor_is_no_connection_at_once_and_the_connection_
 }
 
 #[tokio::test]
+async fn beyond_the_limit_a_link_is_no_connection_at_once_and_the_connection_stays() {
+    let mut scene = Scene::with(Restart::Temporary, |config| config.limits.links = 1).await;
+    let (w, v) = (scene.far("top/w").await, scene.far("top/v").await);
+    let mut events = scene.a.events();
+    for near in ["top/w", "top/v"] {
+        scene.near.does(near, Do::TrapExits).await;
+    }
+    scene.near.does("top/w", Do::Link(w.clone())).await;
+    scene.near.does("top/v", Do::Link(v.clone())).await;
+    assert_eq!(scene.near.next().await, exit("top/v@b", Exit::NoConnection));
+    // Only the link: the actor itself is watched on.
+    scene.settled().await;
+    assert!(v.pid().is_alive());
+    // One that is taken back makes room.
+    scene.near.does("top/w", Do::Unlink(w)).await;
+    scene.near.does("top/v", Do::Link(v.clone())).await;
+    scene.settled().await;
+    v.tell(Do::Crash).expect("room");
+    assert!(matches!(scene.near.next().await, Heard::Exit { of, reason } if of == "top/v@b" && crashed(&reason)));
+    assert_eq!(events_so_far(&mut events), []);
+    scene.end().await;
+}
+
+#[tokio::test]
 async fn stop_and_kill_reach_the_actor_through_the_reference_the_name_and_the_pid() {
     let mut scene = Scene::new(Restart::Temporary).await;
     let (w, v) = (scene.far("top/w").await, scene.far("top/v").await);

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use phalanx_transport::{ALPN, Identity, Transport, server_name};
+use phalanx_transport::{ALPN, Exit, Identity, Transport, server_name};
 use quinn::{
     ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
@@ -169,6 +169,18 @@ fn packed(kind: u8, payload: &impl Serialize) -> Vec<u8> {
 
 pub fn monitor(id: u64, path: &str) -> Vec<u8> {
     packed(3, &(id, path))
+}
+
+/// Values of a signal, between an actor of the node and one of the client's.
+pub const LINK: u8 = 2;
+pub const UNLINK: u8 = 3;
+pub const EXIT: u8 = 4;
+
+/// A signal to an actor of the node.
+pub fn signal(what: u8, to: (&str, u64), from: (&str, u64)) -> Vec<u8> {
+    let reason = rmp_serde::to_vec(&Exit::Shutdown).expect("encodes");
+    let reason = if what == EXIT { &reason[..] } else { &[] };
+    packed(11, &(to.0, Some(to.1), Some(from), what, Bytes::new(reason)))
 }
 
 /// A message `M` to this path, its body as it is on the wire.
