@@ -205,6 +205,12 @@ pub fn ask<M: Remote>(path: &str, msg: &M) -> Vec<u8> {
     packed(7, &(path, M::NAME, M::VERSION, deadline_ms, Bytes::new(&body)))
 }
 
+/// A datagram to this path.
+pub fn datagram(path: &str, body: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(path.len()).expect("short");
+    [&[1], &length.to_be_bytes()[..], path.as_bytes(), body].concat()
+}
+
 pub fn open(path: &str, header: &[u8]) -> Vec<u8> {
     packed(9, &(path, Bytes::new(header)))
 }
