@@ -15,10 +15,10 @@ use std::{
 };
 
 use phalanx_actors::{Exit, Restart};
-use phalanx_transport::{Transport, server_name};
+use phalanx_transport::{Direction, Transport, server_name};
 use quinn::{ConnectionError, Endpoint, VarInt};
 use support::{evil::*, *};
-use tokio::sync::Semaphore;
+use tokio::{io::AsyncWriteExt, sync::Semaphore};
 use worker::{Do, crew, exit};
 
 /// No silent client is lost before the test is over.
@@ -630,4 +630,42 @@ async fn a_flood_of_datagrams_costs_datagrams() {
     let heard = heard_of_a_burst(8 * 1_064, BURST).await;
     assert!(heard.len() <= 24, "{heard:?}");
     assert!(heard.is_sorted() && heard.ends_with(&all[all.len() - 7..]), "the oldest are dropped: {heard:?}");
+}
+
+#[tokio::test]
+async fn what_is_not_acknowledged_is_as_much_as_the_windows_and_no_more() {
+    const WINDOW: usize = 16 << 10;
+    const REPLIES: usize = 64 << 10;
+    let (ca, node, decent) = scene_with(|config| {
+        config.limits.stream_window_bytes = WINDOW as u32;
+        config.limits.streams_open = 8;
+        config.limits.reply_bytes = REPLIES;
+        config.timings.idle_timeout_ms = LONG_MS;
+    })
+    .await;
+    // It reads whatever comes.
+    decent.serve_stream("read", |_, _, send, mut recv| async move {
+        let _held = send;
+        let _ = tokio::io::copy(&mut recv, &mut tokio::io::sink()).await;
+    });
+    let mut streams = vec![];
+    for _ in 0..4 {
+        streams.push(within(node.open_stream("b", "read", bytes::Bytes::new())).await.expect("served"));
+    }
+    // The peer hears everything, and is never heard.
+    node.faults().cut("b", Direction::In);
+    let mut written = 0;
+    for (send, _recv) in &mut streams {
+        while let Ok(taken) = tokio::time::timeout(STALL, send.write(&[7; 1_024])).await {
+            written += taken.expect("connected");
+        }
+    }
+    assert!((5 * WINDOW..=10 * WINDOW + REPLIES).contains(&written), "{written} bytes");
+    node.faults().heal("b");
+    for (send, _recv) in &mut streams {
+        within(send.write_all(&[7; 4 * WINDOW])).await.expect("goes on");
+    }
+    drop(streams);
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
 }
