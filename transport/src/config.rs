@@ -16,6 +16,7 @@ use crate::{
     frame::{MAX_FRAME_BYTES, PROTOCOL_VERSION},
     network::{Network, UdpNetwork},
     outbox::URGENT_FACTOR,
+    ties::LINK_BYTES,
 };
 
 /// A node's certificate chain (leaf first) and the key of the leaf.
@@ -145,6 +146,9 @@ pub struct Limits {
     /// Members of groups that are taken of one peer, of all groups together; further ones are not seen here, with a line in the log,
     /// until the node is connected anew and has fewer.
     pub group_members: usize,
+    /// Links that actors here have made with actors of one peer; a further one is down at once with `NoConnection`. And links that
+    /// a peer has made with actors here; one that makes more loses its connection.
+    pub links: usize,
     /// Nodes remembered; a node beyond that is refused.
     pub peers: usize,
     /// Inbound handshakes going on; further ones are turned away. From half of it, a dialer must prove its address.
@@ -173,6 +177,7 @@ impl Default for Limits {
             streams_open: 64,
             monitors: 262_144,
             group_members: 65_536,
+            links: 16_384,
             peers: 10_000,
             handshakes: 256,
             handshakes_per_address: 64,
@@ -193,7 +198,7 @@ const STREAM_BYTES: usize = 16 << 10;
 
 impl Limits {
     /// The most memory that one peer can make this node hold, in bytes, whatever it sends and whatever it does not read:
-    /// what arrived and is not taken, requests and replies, tells that wait, what is told to it, monitors, members of groups. A node whose
+    /// what arrived and is not taken, requests and replies, tells that wait, what is told to it, monitors, links, members of groups. A node whose
     /// certificate is not of the cluster holds nothing but a place among the `handshakes`.
     ///
     /// Not in it: what handlers keep themselves, and one message up to 16 KiB for each path that is served here.
@@ -201,9 +206,10 @@ impl Limits {
         // What it sent and we do not read, what we sent and it does not acknowledge.
         let windows = self.unread_bytes().saturating_add(self.unacknowledged_bytes());
         // What waits to be written, what waits for credit, and the control lane.
-        let lanes = 2 * self.frame_bytes + self.outbox_bytes * (3 + URGENT_FACTOR);
+        let lanes = 2 * self.frame_bytes + self.outbox_bytes * (2 + URGENT_FACTOR);
         let streams = self.bidi_streams() as usize * STREAM_BYTES;
         let monitors = self.monitors * MONITOR_BYTES;
+        let links = self.links * LINK_BYTES;
         let routes = ROUTES_MAX * ROUTE_BYTES + ROUTES_BYTES_MAX + TAKEN_BYTES_MAX;
         let members = self.group_members * MEMBER_BYTES;
         [
@@ -214,6 +220,7 @@ impl Limits {
             lanes,
             streams,
             monitors,
+            links,
             routes,
             members,
             2 * self.datagram_bytes,
@@ -298,6 +305,6 @@ mod tests {
     #[test]
     fn the_default_limits_of_one_peer_add_up_to_what_the_readme_says() {
         let mib = Limits::default().peer_bytes_max() >> 20;
-        assert!((1_025..1_035).contains(&mib), "{mib} MiB");
+        assert!((1_060..1_070).contains(&mib), "{mib} MiB");
     }
 }

@@ -41,6 +41,17 @@ pub(crate) struct Driven {
     task: AtomicWaker,
 }
 
+/// Its task on the runtime, with which it ends: QUIC keeps what wakes it, and so it would keep itself.
+struct Owner(Arc<Driven>);
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        let future = self.0.future.lock().take();
+        // Outside of the lock, with whatever it owns.
+        drop(future);
+    }
+}
+
 thread_local! {
     /// What was woken inside `at_once`; `None` outside.
     static WOKEN: RefCell<Option<Vec<Arc<Driven>>>> = const { RefCell::new(None) };
@@ -55,7 +66,9 @@ impl Driven {
             ended: AtomicBool::new(false),
             task: AtomicWaker::new(),
         });
+        let owner = Owner(driven);
         runtime.spawn(poll_fn(move |cx| {
+            let Owner(driven) = &owner;
             // Before it is polled: who polls it now wakes this task afterwards, if there is more to do.
             driven.task.register(cx.waker());
             driven.poll();
@@ -257,6 +270,19 @@ mod tests {
         writers.into_iter().for_each(|writer| writer.join().expect("no panic"));
         until(|| polled.done.load(Ordering::SeqCst) == 8_000);
         assert_eq!(polled.most.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn it_ends_with_its_runtime_also_when_it_holds_what_wakes_it() {
+        let (runtime, polled) = (runtime(), Arc::<Polled>::default());
+        polled.spawn(runtime.handle());
+        until(|| polled.times.load(Ordering::SeqCst) == 1);
+        assert!(polled.waker.lock().is_some() && Arc::strong_count(&polled) == 2);
+        runtime.shutdown_timeout(Duration::from_secs(10));
+        until(|| Arc::strong_count(&polled) == 1);
+        // Nobody is polled any more.
+        at_once(|| polled.write());
+        assert_eq!(polled.times.load(Ordering::SeqCst), 1);
     }
 
     #[test]

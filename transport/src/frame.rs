@@ -254,6 +254,10 @@ pub(crate) enum FrameError {
     NameTooLong(usize),
     #[error("route {0} is not one that was announced, or announced out of turn, or one too many")]
     Route(u32),
+    #[error("more than {0} links with actors here")]
+    Links(usize),
+    #[error("a link with an actor whose path is of {bytes} bytes, the limit is {limit}")]
+    LinkPath { bytes: usize, limit: usize },
     #[error("stream ended inside a frame")]
     Truncated,
 }

@@ -199,7 +199,7 @@ async fn all_paths_together_are_bounded_and_one_where_nothing_waits_still_takes_
     assert_eq!(handled.recv().await, Some(100));
     // Not so one that nobody serves.
     let nowhere = gated("nowhere", 99, &done);
-    inboxes.deliver(Lane::Tells, batch(&nowhere, [103], 4)).await;
+    inboxes.deliver(Lane::Tells, batch(&nowhere, [103], 3 << 10)).await;
     assert_eq!(nowhere.dropped.lock().len(), 1);
     inboxes.deliver(Lane::Tells, batch(&idle, [101], SMALL_MESSAGE_BYTES + 1)).await;
     assert_eq!(idle.dropped.lock().len(), 1);

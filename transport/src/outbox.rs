@@ -160,8 +160,8 @@ impl Outbox {
         // No more than is left for the others: so there is always some left, however many paths are slow.
         let (own_messages, own_bytes) = state.flows.held_for(letter.path);
         let many = own_messages >= self.messages_max.saturating_sub(messages);
-        let large = own_bytes + letter.body.len() > self.bytes_max.saturating_sub(bytes);
-        if many || (large && own_messages > 0) || bytes + letter.body.len() > 2 * self.bytes_max {
+        let own_large = own_messages > 0 && own_bytes + letter.body.len() > self.bytes_max.saturating_sub(bytes);
+        if many || own_large || (bytes > 0 && bytes + letter.body.len() > self.bytes_max) {
             return Err(TellError::Push(PushError::Full));
         }
         let mut frame = vec![];

@@ -284,7 +284,7 @@ impl There {
             return pid;
         }
         let pid = match self.link() {
-            Ok(link) => link.watched_pid(path, *id),
+            Ok(link) => link.watched_pid(path, *id, self.node.limits.links),
             Err(SendError::NoProc { .. }) => lost_pid(path, *id, node, &Exit::NoProc),
             Err(_) => lost_pid(path, *id, node, &Exit::NoConnection),
         };

@@ -10,7 +10,7 @@
 //! Must never call into actors while locked: they call back, beneath locks of their own.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Weak},
 };
 
@@ -25,6 +25,12 @@ use crate::{
     link::{CloseCode, Link},
     outbox::PushError,
 };
+
+/// Longest path of an actor that links itself to one elsewhere, in bytes: the other side keeps it as long as the link.
+const LINK_PATH_BYTES_MAX: usize = 1 << 10;
+
+/// What a link costs the side that has not made it, in bytes: a stand-in with its path, as it is and as it is shown, and entries.
+pub(crate) const LINK_BYTES: usize = 3 << 10;
 
 /// An exit that cannot be read, because a newer version has written it or because it is too long to send.
 pub(crate) fn unreadable() -> Exit {
@@ -53,12 +59,40 @@ pub(crate) struct Ties {
 /// Stand-ins for actors of the peer.
 #[derive(Debug, Default)]
 struct Near {
-    /// By the pid there.
-    stand_ins: HashMap<u64, Entry>,
+    /// By the path and the number there: a reference with a wrong path is none to the actor with its number.
+    stand_ins: HashMap<Key, Entry>,
     /// Which of them the peer reports, by our number of the watch.
     watches: HashMap<u64, StandIn>,
+    /// How many stand-ins there have been.
     made: u64,
+    /// Links that actors here have made with stand-ins.
+    ours: BTreeSet<LinkEnds>,
+    /// Links that actors of the peer have made with actors here.
+    theirs: BTreeSet<LinkEnds>,
 }
+
+/// The serial of the stand-in, and the number of the actor here.
+type LinkEnds = (u64, u64);
+
+impl Near {
+    /// There is no link between these any more, whoever made it.
+    fn unlinked(&mut self, ends: LinkEnds) {
+        self.ours.remove(&ends);
+        self.theirs.remove(&ends);
+    }
+
+    /// A stand-in is gone, and all links of it.
+    fn all_unlinked(&mut self, serial: u64) {
+        for links in [&mut self.ours, &mut self.theirs] {
+            while let Some(ends) = links.range((serial, 0)..=(serial, u64::MAX)).next().copied() {
+                links.remove(&ends);
+            }
+        }
+    }
+}
+
+/// The path and the number of an actor of the peer.
+type Key = (Arc<str>, u64);
 
 #[derive(Debug)]
 struct Entry {
@@ -110,8 +144,16 @@ impl Ties {
         }
     }
 
-    fn stand_in(&self, pid: u64) -> Option<StandIn> {
-        Some(self.near.lock().as_ref()?.stand_ins.get(&pid)?.stand_in.clone())
+    fn stand_in(&self, key: &Key) -> Option<(u64, StandIn)> {
+        let near = self.near.lock();
+        let Entry { serial, stand_in, .. } = near.as_ref()?.stand_ins.get(key)?;
+        Some((*serial, stand_in.clone()))
+    }
+
+    fn unlinked(&self, ends: LinkEnds) {
+        if let Some(near) = self.near.lock().as_mut() {
+            near.unlinked(ends);
+        }
     }
 }
 
@@ -121,48 +163,53 @@ impl Link {
         self.protocol >= REFERENCES_SINCE
     }
 
-    /// The pid here of an actor of the peer, whose exit the peer reports.
-    pub(crate) fn watched_pid(self: &Arc<Self>, path: &Arc<str>, pid: u64) -> Pid {
+    /// The pid here of an actor of the peer, whose exit the peer reports. It may take part in as many links with the peer as are
+    /// given.
+    pub(crate) fn watched_pid(self: &Arc<Self>, path: &Arc<str>, pid: u64, links_max: usize) -> Pid {
         if !self.has_references() {
             return lost_pid(path, pid, &self.peer.node, &Exit::NoConnection);
         }
-        self.pid(path, pid, true)
-            .map_or_else(|| lost_pid(path, pid, &self.peer.node, &Exit::NoConnection), |(pid, _)| pid)
+        self.pid(path, pid, true, links_max)
+            .map_or_else(|| lost_pid(path, pid, &self.peer.node, &Exit::NoConnection), |(pid, ..)| pid)
     }
 
-    /// `None` when the connection is lost, or holds as many as it may.
-    fn pid(self: &Arc<Self>, path: &Arc<str>, id: u64, watched: bool) -> Option<(Pid, StandIn)> {
+    /// The pid, its stand-in and the serial of that. `None` when the connection is lost, or holds as many watches as it may; what is not
+    /// watched has links, which have a bound of their own.
+    fn pid(self: &Arc<Self>, path: &Arc<str>, id: u64, watched: bool, links_max: usize) -> Option<(Pid, StandIn, u64)> {
         let mut ties = self.ties.near.lock();
         let near = ties.as_mut()?;
-        let known = near.stand_ins.get(&id).and_then(|entry| Some((entry.stand_in.pid()?, entry.stand_in.clone())));
-        let (pid, stand_in) = match known {
+        let key = (path.clone(), id);
+        let known = near
+            .stand_ins
+            .get(&key)
+            .and_then(|entry| Some((entry.stand_in.pid()?, entry.stand_in.clone(), entry.serial)));
+        let (pid, stand_in, serial) = match known {
             Some(known) => known,
             None => {
-                if near.stand_ins.len() >= self.ties.max {
-                    return None;
-                }
                 near.made += 1;
                 let serial = near.made;
-                let to = ToPeer { link: Arc::downgrade(self), path: path.clone(), pid: id, serial };
+                let to = ToPeer { link: Arc::downgrade(self), key: key.clone(), serial, links_max };
                 let (pid, stand_in) = Pid::stand_in(id, shown_path(path, &self.peer.node), Arc::new(to));
                 let entry = Entry { serial, stand_in: stand_in.clone(), watch: None };
-                if let Some(old) = near.stand_ins.insert(id, entry)
-                    && let Some(watch) = old.watch
-                {
+                if let Some(old) = near.stand_ins.insert(key.clone(), entry) {
                     // Nobody referred to it any more, and its proxy is about to say so, too late.
-                    near.watches.remove(&watch);
-                    self.send_demonitor(watch);
+                    near.all_unlinked(old.serial);
+                    if let Some(watch) = old.watch {
+                        near.watches.remove(&watch);
+                        self.send_demonitor(watch);
+                    }
                 }
-                (pid, stand_in)
+                (pid, stand_in, serial)
             }
         };
-        let entry = near.stand_ins.get_mut(&id);
+        let entry = near.stand_ins.get_mut(&key);
         if let Some(entry) = entry.filter(|entry| watched && entry.watch.is_none()) {
             let watch = self.next_monitor_id();
             // Sent under the lock, so that a Demonitor cannot overtake it.
             let monitor = MonitorPath { id: watch, path, pid: Some(id) };
             let sent = encode(Kind::Monitor, &monitor, self.frame_bytes);
-            if !sent.is_ok_and(|frame| self.control.push_unbounded(&frame).is_ok()) {
+            let room = near.watches.len() < self.ties.max;
+            if !(room && sent.is_ok_and(|frame| self.control.push_unbounded(&frame).is_ok())) {
                 // One that nobody reports is no pid. Unlocked before the pid goes, which may be the last reference.
                 drop(ties);
                 drop(pid);
@@ -171,22 +218,80 @@ impl Link {
             entry.watch = Some(watch);
             near.watches.insert(watch, stand_in.clone());
         }
-        Some((pid, stand_in))
+        Some((pid, stand_in, serial))
     }
 
     /// Nobody refers to a stand-in any more, or it has exited.
-    fn forget_stand_in(&self, pid: u64, serial: u64) {
+    fn forget_stand_in(&self, key: &Key, serial: u64) {
         let mut ties = self.ties.near.lock();
         let Some(near) = ties.as_mut() else {
             return;
         };
-        if near.stand_ins.get(&pid).is_some_and(|entry| entry.serial == serial)
-            && let Some(entry) = near.stand_ins.remove(&pid)
-            && let Some(watch) = entry.watch
-            && near.watches.remove(&watch).is_some()
+        if near.stand_ins.get(key).is_some_and(|entry| entry.serial == serial)
+            && let Some(entry) = near.stand_ins.remove(key)
         {
-            self.send_demonitor(watch);
+            near.all_unlinked(serial);
+            if let Some(watch) = entry.watch
+                && near.watches.remove(&watch).is_some()
+            {
+                self.send_demonitor(watch);
+            }
         }
+    }
+
+    /// The peer links an actor of its own to one here. Gives the exit that it is to be told instead.
+    fn take_link(
+        self: &Arc<Self>,
+        node: &Node,
+        (path, id): (&str, u64),
+        target: Option<&Pid>,
+    ) -> Result<Option<Exit>, FrameError> {
+        if path.len() > LINK_PATH_BYTES_MAX {
+            return Err(FrameError::LinkPath { bytes: path.len(), limit: LINK_PATH_BYTES_MAX });
+        }
+        let Some(target) = target else {
+            return Ok(Some(Exit::NoProc));
+        };
+        let max = node.limits.links;
+        let Some((_pid, stand_in, serial)) = self.pid(&path.into(), id, false, max) else {
+            // The connection is lost, and the actor there learns it.
+            return Ok(None);
+        };
+        let ends = (serial, target.id());
+        // Noted before it is made, so that an end that comes at once finds it.
+        if let Some(near) = self.ties.near.lock().as_mut() {
+            if near.theirs.len() >= max && !near.theirs.contains(&ends) {
+                return Err(FrameError::Links(max));
+            }
+            near.theirs.insert(ends);
+        }
+        if stand_in.linked(target) {
+            return Ok(None);
+        }
+        self.ties.unlinked(ends);
+        Ok(Some(Exit::NoProc))
+    }
+
+    /// An actor here has linked itself to a stand-in. False if there are as many links as the peer takes.
+    fn make_link(&self, to: &ToPeer, by: &Pid) -> bool {
+        let mut ties = self.ties.near.lock();
+        let Some(near) = ties.as_mut() else {
+            // The connection is lost, and the stand-in exits.
+            return true;
+        };
+        if near.stand_ins.get(&to.key).is_none_or(|entry| entry.serial != to.serial) {
+            // It has exited meanwhile, and tells so itself.
+            return true;
+        }
+        let ends = (to.serial, by.id());
+        let room = near.ours.len() < to.links_max || near.ours.contains(&ends);
+        let fits = room && by.path().len() <= LINK_PATH_BYTES_MAX;
+        if fits {
+            near.ours.insert(ends);
+            // Sent under the lock, so that it does not overtake the end of a link that made room for it.
+            to.send(signal::LINK, Some(by), None);
+        }
+        fits
     }
 
     fn send_demonitor(&self, watch: u64) {
@@ -253,14 +358,9 @@ impl Link {
                 }
             }
             (signal::LINK, Some((from, from_pid))) => {
-                let path: Arc<str> = from.into();
-                let linked = match (target(), self.pid(&path, from_pid, false)) {
-                    (None, _) => Err(Exit::NoProc),
-                    (Some(target), Some((_pid, stand_in))) if stand_in.linked(target.pid()) => Ok(()),
-                    (Some(_), Some(_)) => Err(Exit::NoProc),
-                    (Some(_), None) => Err(Exit::Error("more ties between the two nodes than their limit".into())),
-                };
-                if let Err(exit) = linked {
+                let target = target();
+                let refused = self.take_link(node, (from, from_pid), target.as_ref().map(|target| target.pid()))?;
+                if let Some(exit) = refused {
                     self.send_signal(&Signal {
                         path: from,
                         pid: Some(from_pid),
@@ -270,15 +370,16 @@ impl Link {
                     });
                 }
             }
-            (signal::UNLINK, Some((_, from_pid))) => {
-                if let (Some(target), Some(stand_in)) =
-                    (node.shared.any(taken.path, taken.pid), self.ties.stand_in(from_pid))
+            (signal::UNLINK, Some((from, from_pid))) => {
+                if let (Some(target), Some((serial, stand_in))) =
+                    (node.shared.any(taken.path, taken.pid), self.ties.stand_in(&(from.into(), from_pid)))
                 {
+                    self.ties.unlinked((serial, target.pid().id()));
                     stand_in.unlinked(target.pid());
                 }
             }
-            (signal::EXIT, Some((_, from_pid))) => {
-                if let Some(stand_in) = self.ties.stand_in(from_pid) {
+            (signal::EXIT, Some((from, from_pid))) => {
+                if let Some((_, stand_in)) = self.ties.stand_in(&(from.into(), from_pid)) {
                     stand_in.exit(&read_exit(taken.reason));
                 }
             }
@@ -305,9 +406,9 @@ pub(crate) fn lost_pid(path: &str, pid: u64, node: &str, exit: &Exit) -> Pid {
 /// Carries what is asked of a stand-in to the peer.
 struct ToPeer {
     link: Weak<Link>,
-    path: Arc<str>,
-    pid: u64,
+    key: Key,
     serial: u64,
+    links_max: usize,
 }
 
 impl ToPeer {
@@ -317,7 +418,35 @@ impl ToPeer {
         };
         let reason = reason.map(write_exit).unwrap_or_default();
         let from = from.map(|from| (from.path(), from.id()));
-        link.send_signal(&Signal { path: &self.path, pid: Some(self.pid), from, what, reason: &reason });
+        let (path, pid) = &self.key;
+        link.send_signal(&Signal { path, pid: Some(*pid), from, what, reason: &reason });
+    }
+}
+
+impl ToPeer {
+    /// A link is over, for this reason of its end here.
+    fn send_end(&self, what: u8, local: &Pid, reason: Option<&Exit>) {
+        let Some(link) = self.link.upgrade() else {
+            return;
+        };
+        let mut ties = link.ties.near.lock();
+        if let Some(near) = ties.as_mut() {
+            near.unlinked((self.serial, local.id()));
+        }
+        // Sent under the lock, so that the next link does not overtake it.
+        self.send(what, Some(local), reason);
+    }
+
+    /// Ends a link of which the peer is not told: the other one is out of reach for it, and for nobody else.
+    fn refuse(&self, link: &Link, by: &Pid) {
+        if let Some((_, stand_in)) = link.ties.stand_in(&self.key).filter(|(serial, _)| *serial == self.serial) {
+            stand_in.unlinked(by);
+        }
+        let (path, pid) = &self.key;
+        let (_pid, nobody) = Pid::stand_in(*pid, shown_path(path, &link.peer.node), Arc::new(ToNobody));
+        if nobody.linked(by) {
+            nobody.exit(&Exit::NoConnection);
+        }
     }
 }
 
@@ -331,22 +460,26 @@ impl Proxy for ToPeer {
     }
 
     fn linked(&self, by: &Pid) {
-        self.send(signal::LINK, Some(by), None);
+        if let Some(link) = self.link.upgrade()
+            && !link.make_link(self, by)
+        {
+            self.refuse(&link, by);
+        }
     }
 
     fn unlinked(&self, by: &Pid) {
-        self.send(signal::UNLINK, Some(by), None);
+        self.send_end(signal::UNLINK, by, None);
     }
 
     fn exited(&self, from: &Pid, reason: &Exit) {
-        self.send(signal::EXIT, Some(from), Some(reason));
+        self.send_end(signal::EXIT, from, Some(reason));
     }
 }
 
 impl Drop for ToPeer {
     fn drop(&mut self) {
         if let Some(link) = self.link.upgrade() {
-            link.forget_stand_in(self.pid, self.serial);
+            link.forget_stand_in(&self.key, self.serial);
         }
     }
 }

@@ -12,8 +12,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
-use parking_lot::Mutex;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
 use phalanx_actors::{Actor, Handler, Message, Named, Ref, System, Trace};
 use quinn::{Endpoint, EndpointConfig, IdleTimeout, VarInt};
 use tokio::{
@@ -86,7 +88,7 @@ struct Running {
     local_addr: SocketAddr,
     stop: watch::Sender<bool>,
     /// Resolves when the transport's thread has let go of everything.
-    stopped: Mutex<Option<oneshot::Receiver<()>>>,
+    stopped: Shared<oneshot::Receiver<()>>,
 }
 
 impl Transport {
@@ -180,7 +182,7 @@ impl Transport {
         }
         let transport = Self {
             node: node.clone(),
-            running: Arc::new(Running { node, local_addr, stop, stopped: Mutex::new(Some(stopped)) }),
+            running: Arc::new(Running { node, local_addr, stop, stopped: stopped.shared() }),
         };
         transport.serve_lookups();
         Ok(transport)
@@ -556,33 +558,20 @@ impl Transport {
         self.node.driver.spawn(future)
     }
 
-    /// Closes in order: takes nothing new, writes out what was told, tells the peers, and frees the address.
+    /// Closes in order: takes nothing new, writes out what was told, tells the peers, and frees the address. Whoever gives up
+    /// waiting for it does not stop it, and every caller waits for the same end.
     pub async fn close(&self) {
         if self.node.enter(Phase::Closing) {
-            let within = Duration::from_millis(self.node.timings.close_flush_ms);
             let links: Vec<Arc<Link>> = self.node.peers().iter().filter_map(|s| s.link()).collect();
             for link in &links {
                 link.control.close();
                 link.tells.close();
             }
-            let flushed = async {
-                for link in &links {
-                    tokio::select! {
-                        biased;
-                        _ = link.written.acquire_many(2) => {}
-                        _ = link.conn.closed() => {}
-                    }
-                }
-            };
-            // What cannot be written in time is lost, as the contract allows.
-            let _ = timeout(within, flushed).await;
-            close_links(&self.node, CloseCode::Closing, "the node is closing");
-            self.running.stop.send_replace(true);
+            // A task of its own, for this future may be dropped at any time, and nobody else would go on.
+            self.node.driver.spawn(end_in_order(self.node.clone(), links, self.running.stop.clone()));
         }
-        let stopped = self.running.stopped.lock().take();
-        if let Some(stopped) = stopped {
-            let _ = stopped.await;
-        }
+        // An error means that the runtime is gone, and the socket with it.
+        let _ = self.running.stopped.clone().await;
     }
 
     /// Ends as if the process had died: not one packet more, the peers find out by themselves. Returns at once; `close`
@@ -674,10 +663,11 @@ fn read_message<M: Remote>(node: &Weak<Node>, body: &[u8]) -> Result<M, Failure>
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // Else whoever closes it says when it is to stop.
         if self.node.enter(Phase::Closing) {
             close_links(&self.node, CloseCode::Closing, "the node is closing");
+            self.stop.send_replace(true);
         }
-        self.stop.send_replace(true);
     }
 }
 
@@ -717,6 +707,23 @@ fn release_socket(endpoint: &Endpoint, addr: SocketAddr) {
         // Fails only without a local address.
         let _ = endpoint.rebind_abstract(Arc::new(ClosedSocket(addr)));
     }
+}
+
+/// Closes the links when what was told is written out, then has everything stop.
+async fn end_in_order(node: Arc<Node>, links: Vec<Arc<Link>>, stop: watch::Sender<bool>) {
+    let flushed = async {
+        for link in &links {
+            tokio::select! {
+                biased;
+                _ = link.written.acquire_many(2) => {}
+                _ = link.conn.closed() => {}
+            }
+        }
+    };
+    // What cannot be written in time is lost, as the contract allows.
+    let _ = timeout(Duration::from_millis(node.timings.close_flush_ms), flushed).await;
+    close_links(&node, CloseCode::Closing, "the node is closing");
+    stop.send_replace(true);
 }
 
 /// The transport's main task: waits for the end, then lets the connections end.

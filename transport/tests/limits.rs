@@ -2,6 +2,8 @@
 //! other peers are served.
 
 mod support;
+#[path = "support/worker.rs"]
+mod worker;
 
 use std::{
     net::UdpSocket,
@@ -12,10 +14,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use phalanx_transport::{Transport, server_name};
+use phalanx_actors::{Exit, Restart};
+use phalanx_transport::{Direction, Transport, server_name};
 use quinn::{ConnectionError, Endpoint, VarInt};
 use support::{evil::*, *};
-use tokio::sync::Semaphore;
+use tokio::{io::AsyncWriteExt, sync::Semaphore};
+use worker::{Do, crew, exit};
 
 /// No silent client is lost before the test is over.
 const LONG_MS: u64 = 3_600_000;
@@ -435,6 +439,70 @@ async fn a_peer_watches_so_much_and_no_more() {
 }
 
 #[tokio::test]
+async fn a_peer_links_so_much_and_no_more() {
+    let (ca, node, decent) = scene_with(|config| config.limits.links = 3).await;
+    let mut crew = crew(&node, Restart::Permanent).await;
+    crew.does("top/w", Do::TrapExits).await;
+    let to = ("top/w", crew.worker("top/w").pid().id());
+    let welcome = hello(1, 3, CLUSTER, "evil");
+    let (evil, mut control, _recv) = Evil::connect(&ca, &node).await.welcome(&welcome).await;
+    // What is over makes room, however it ends; what is linked already takes none.
+    for what in [UNLINK, LINK, EXIT] {
+        for n in 0..3 {
+            for what in [LINK, what] {
+                control.write_all(&signal(what, to, ("own", n))).await.expect("open");
+            }
+        }
+    }
+    for _ in 0..3 {
+        assert_eq!(crew.next().await, exit("own@evil", Exit::Shutdown));
+    }
+    for n in 0..3 {
+        control.write_all(&signal(LINK, to, ("own", n))).await.expect("open");
+    }
+    control.write_all(&tell("echo", &Echo("after them".into()))).await.expect("open");
+    until(|| of_evil(&node).received_messages == 1).await;
+    // One actor of its own with another one here is one more, too.
+    let other = ("top/v", crew.worker("top/v").pid().id());
+    control.write_all(&signal(LINK, other, ("own", 0))).await.expect("open");
+    let told = evil.thrown_out().await;
+    assert!(told.contains("more than 3 links"), "{told}");
+    for _ in 0..3 {
+        assert_eq!(crew.next().await, exit("own@evil", Exit::NoConnection));
+    }
+    let (evil, mut control, _recv) = Evil::connect(&ca, &node).await.welcome(&welcome).await;
+    control.write_all(&signal(LINK, to, (&"p".repeat(1_025), 0))).await.expect("open");
+    let told = evil.thrown_out().await;
+    assert!(told.contains("path is of 1025 bytes"), "{told}");
+    serves(&ca, &node, &decent).await;
+    close(&[&node, &decent]).await;
+    crew.system.shutdown().await;
+}
+
+/// Each looks through all links of the actor, on the transport's thread: their number is what bounds that.
+#[tokio::test]
+async fn as_many_links_as_a_peer_may_have_with_one_actor_are_made_and_ended_soon() {
+    let (ca, node, decent) = scene().await;
+    let crew = crew(&node, Restart::Permanent).await;
+    crew.does("top/w", Do::TrapExits).await;
+    let to = ("top/w", crew.worker("top/w").pid().id());
+    let (evil, mut control, _recv) = Evil::connect(&ca, &node).await.welcome(&hello(1, 3, CLUSTER, "evil")).await;
+    let began = Instant::now();
+    for what in [LINK, UNLINK] {
+        for n in 0..16_384 {
+            within(control.write_all(&signal(what, to, ("own", n)))).await.expect("open");
+        }
+    }
+    control.write_all(&tell("echo", &Echo("after them".into()))).await.expect("open");
+    until(|| of_evil(&node).received_messages == 1).await;
+    // Seconds even where nothing is optimised and the machine is busy.
+    assert!(began.elapsed() < PATIENCE / 3, "{:?}", began.elapsed());
+    assert!(evil.conn.close_reason().is_none());
+    close(&[&node, &decent]).await;
+    crew.system.shutdown().await;
+}
+
+#[tokio::test]
 async fn tells_to_nowhere_are_counted_and_forgotten() {
     let (ca, node, decent) = scene().await;
     let (evil, mut control, _recv) = Evil::welcomed(&ca, &node).await;
@@ -633,19 +701,92 @@ async fn names_that_are_too_long_cost_the_connection() {
     close(&[&node, &decent]).await;
 }
 
+/// Sends so many datagrams of 1,000 bytes while the transport's thread is held up; the numbers of those that are handled then.
+async fn heard_of_a_burst(datagram_bytes: usize, burst: u64) -> Vec<u64> {
+    let (ca, node, decent) = scene_with(|config| config.limits.datagram_bytes = datagram_bytes).await;
+    let (heard, mut hears) = tokio::sync::mpsc::unbounded_channel();
+    let (go_on, held_up) = std::sync::mpsc::channel();
+    let held_up = parking_lot::Mutex::new(held_up);
+    node.serve_datagram("numbers", move |_, body| {
+        let number = body.first_chunk().map(|number| u64::from_be_bytes(*number)).expect("long enough");
+        heard.send(number).expect("the test goes on");
+        if number == 0 {
+            held_up.lock().recv_timeout(PATIENCE).expect("let go");
+        }
+    });
+    let mut dial = Dial::new(&ca);
+    // All of it goes out, though nothing is acknowledged meanwhile.
+    let mut unchecked = quinn::congestion::CubicConfig::default();
+    unchecked.initial_window(1 << 20);
+    dial.quic.congestion_controller_factory(Arc::new(unchecked));
+    let (evil, _send, _recv) = dial.dial(&ca, &node).await.expect("valid").welcome(&hello_of_boot(1)).await;
+    let send = |number: u64| {
+        let mut bytes = datagram("numbers", &number.to_be_bytes());
+        bytes.resize(1_000, 0);
+        evil.conn.send_datagram(bytes.into()).expect("connected");
+    };
+    send(0);
+    assert_eq!(within(hears.recv()).await, Some(0));
+    (1..=burst).for_each(send);
+    until(|| evil.conn.stats().frame_tx.datagram > burst).await;
+    go_on.send(()).expect("waited for");
+    let mut numbers = vec![];
+    while numbers.last() != Some(&burst) {
+        numbers.extend(within(hears.recv()).await);
+    }
+    serves(&ca, &node, &decent).await;
+    assert!(node.is_connected("evil"));
+    evil.conn.close(VarInt::from_u32(0), b"");
+    close(&[&node, &decent]).await;
+    numbers
+}
+
 #[tokio::test]
 async fn a_flood_of_datagrams_costs_datagrams() {
-    let (ca, node, decent) = scene().await;
-    let (evil, _send, _recv) = Evil::welcomed(&ca, &node).await;
-    for n in 0..20_000u32 {
-        evil.conn.send_datagram(vec![(n % 251) as u8; 1_000].into()).expect("connected");
-        if n % 100 == 0 {
-            tokio::task::yield_now().await;
+    // Few enough for the buffer of the socket, and more than are read from it in one go.
+    const BURST: u64 = 40;
+    let all: Vec<u64> = (1..=BURST).collect();
+    assert_eq!(heard_of_a_burst(128 << 10, BURST).await, all);
+    // Room for eight of them, each with what it costs to keep.
+    let heard = heard_of_a_burst(8 * 1_064, BURST).await;
+    assert!(heard.len() <= 24, "{heard:?}");
+    assert!(heard.is_sorted() && heard.ends_with(&all[all.len() - 7..]), "the oldest are dropped: {heard:?}");
+}
+
+#[tokio::test]
+async fn what_is_not_acknowledged_is_as_much_as_the_windows_and_no_more() {
+    const WINDOW: usize = 16 << 10;
+    const REPLIES: usize = 64 << 10;
+    let (ca, node, decent) = scene_with(|config| {
+        config.limits.stream_window_bytes = WINDOW as u32;
+        config.limits.streams_open = 8;
+        config.limits.reply_bytes = REPLIES;
+        config.timings.idle_timeout_ms = LONG_MS;
+    })
+    .await;
+    // It reads whatever comes.
+    decent.serve_stream("read", |_, _, send, mut recv| async move {
+        let _held = send;
+        let _ = tokio::io::copy(&mut recv, &mut tokio::io::sink()).await;
+    });
+    let mut streams = vec![];
+    for _ in 0..4 {
+        streams.push(within(node.open_stream("b", "read", bytes::Bytes::new())).await.expect("served"));
+    }
+    // The peer hears everything, and is never heard.
+    node.faults().cut("b", Direction::In);
+    let mut written = 0;
+    for (send, _recv) in &mut streams {
+        while let Ok(taken) = tokio::time::timeout(STALL, send.write(&[7; 1_024])).await {
+            written += taken.expect("connected");
         }
     }
-    until(|| of_evil(&node).dropped_messages > 0).await;
-    assert!(node.is_connected("evil"));
+    assert!((5 * WINDOW..=10 * WINDOW + REPLIES).contains(&written), "{written} bytes");
+    node.faults().heal("b");
+    for (send, _recv) in &mut streams {
+        within(send.write_all(&[7; 4 * WINDOW])).await.expect("goes on");
+    }
+    drop(streams);
     serves(&ca, &node, &decent).await;
-    evil.conn.close(VarInt::from_u32(0), b"");
     close(&[&node, &decent]).await;
 }

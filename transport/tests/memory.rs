@@ -53,6 +53,7 @@ async fn one_peer_cannot_make_a_node_hold_more_than_its_limits_add_up_to() {
         streams_open: 16,
         monitors: MONITORS as usize,
         group_members: MEMBERS as usize,
+        links: 100,
         stream_window_bytes: 64 << 10,
         ..Limits::default()
     };

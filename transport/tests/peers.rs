@@ -5,7 +5,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use phalanx_transport::{
-    LossReason, PeerEvent, PeerState, Refusal, StartError, Transport, TransportConfig, server_name,
+    Direction, LossReason, PeerEvent, PeerState, Refusal, StartError, Transport, TransportConfig, server_name,
 };
 use support::*;
 
@@ -345,6 +345,25 @@ async fn an_address_is_free_once_close_returns() {
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_close_that_is_given_up_goes_on_and_whoever_closes_again_waits_for_its_end() {
+    let (_ca, a, b) = pair().await;
+    let addr = a.local_addr();
+    // What was told cannot be written out, so that closing takes its time.
+    a.faults().cut("b", Direction::Both);
+    a.tell("b", "nowhere", &Number(1)).expect("room");
+    {
+        let mut given_up = std::pin::pin!(a.close());
+        assert!(futures::poll!(&mut given_up).is_pending());
+    }
+    let again = || async {
+        a.close().await;
+        drop(std::net::UdpSocket::bind(addr).expect("the address is free"));
+    };
+    within(futures::future::join3(again(), again(), again())).await;
+    close(&[&b]).await;
 }
 
 #[tokio::test]

@@ -282,6 +282,22 @@ async fn a_monitor_of_an_actor_elsewhere_tells_its_exit_once_and_the_restarted_o
 }
 
 #[tokio::test]
+async fn a_reference_with_a_wrong_path_and_a_right_number_is_no_proc_and_hurts_nobody() {
+    let scene = Scene::new(Restart::Permanent).await;
+    let worker = scene.far("top/w").await;
+    // Whoever sends references may send this one.
+    let forged = scene.a.resolve::<Worker>(RemoteAddress { path: "top/nobody".into(), ..worker.address() });
+    let (false_pid, pid) = (forged.pid(), worker.pid());
+    assert_eq!(within(false_pid.exited()).await, Exit::NoProc);
+    scene.settled().await;
+    assert!(pid.is_alive());
+    assert_eq!(within(worker.ask(Do::Add(1))).await, Ok(1));
+    worker.tell(Do::Crash).expect("room");
+    assert!(crashed(&within(pid.exited()).await));
+    scene.end().await;
+}
+
+#[tokio::test]
 async fn what_is_not_watched_any_more_is_not_counted_any_more() {
     let mut scene = Scene::with(Restart::Permanent, |config| config.limits.monitors = 2).await;
     let worker = scene.far("top/w").await;
@@ -309,6 +325,30 @@ async fn beyond_the_limit_a_monitor_is_no_connection_at_once_and_the_connection_
     scene.near.does("top/w", Do::Monitor(other.clone())).await;
     assert_eq!(scene.near.next().await, down("top/v@b", Exit::NoConnection));
     assert_eq!(within(other.ask(Do::Add(1))).await, Ok(1));
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn beyond_the_limit_a_link_is_no_connection_at_once_and_the_connection_stays() {
+    let mut scene = Scene::with(Restart::Temporary, |config| config.limits.links = 1).await;
+    let (w, v) = (scene.far("top/w").await, scene.far("top/v").await);
+    let mut events = scene.a.events();
+    for near in ["top/w", "top/v"] {
+        scene.near.does(near, Do::TrapExits).await;
+    }
+    scene.near.does("top/w", Do::Link(w.clone())).await;
+    scene.near.does("top/v", Do::Link(v.clone())).await;
+    assert_eq!(scene.near.next().await, exit("top/v@b", Exit::NoConnection));
+    // Only the link: the actor itself is watched on.
+    scene.settled().await;
+    assert!(v.pid().is_alive());
+    // One that is taken back makes room.
+    scene.near.does("top/w", Do::Unlink(w)).await;
+    scene.near.does("top/v", Do::Link(v.clone())).await;
+    scene.settled().await;
+    v.tell(Do::Crash).expect("room");
+    assert!(matches!(scene.near.next().await, Heard::Exit { of, reason } if of == "top/v@b" && crashed(&reason)));
+    assert_eq!(events_so_far(&mut events), []);
     scene.end().await;
 }
 

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use phalanx_transport::{ALPN, Identity, Transport, server_name};
+use phalanx_transport::{ALPN, Exit, Identity, Transport, server_name};
 use quinn::{
     ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
@@ -195,6 +195,18 @@ pub fn credit(path: &str, messages: u32, bytes: u64) -> Vec<u8> {
 /// Where both are told, on the control lane.
 const FLOW_PATH: &str = "\0flow";
 
+/// Values of a signal, between an actor of the node and one of the client's.
+pub const LINK: u8 = 2;
+pub const UNLINK: u8 = 3;
+pub const EXIT: u8 = 4;
+
+/// A signal to an actor of the node.
+pub fn signal(what: u8, to: (&str, u64), from: (&str, u64)) -> Vec<u8> {
+    let reason = rmp_serde::to_vec(&Exit::Shutdown).expect("encodes");
+    let reason = if what == EXIT { &reason[..] } else { &[] };
+    packed(11, &(to.0, Some(to.1), Some(from), what, Bytes::new(reason)))
+}
+
 /// A message `M` to this path, its body as it is on the wire.
 pub fn tell<M: Remote>(path: &str, msg: &M) -> Vec<u8> {
     let body = rmp_serde::to_vec(msg).expect("encodes");
@@ -215,6 +227,12 @@ pub fn ask<M: Remote>(path: &str, msg: &M) -> Vec<u8> {
     let body = rmp_serde::to_vec(msg).expect("encodes");
     let deadline_ms = 600_000u64;
     packed(7, &(path, M::NAME, M::VERSION, deadline_ms, Bytes::new(&body)))
+}
+
+/// A datagram to this path.
+pub fn datagram(path: &str, body: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(path.len()).expect("short");
+    [&[1], &length.to_be_bytes()[..], path.as_bytes(), body].concat()
 }
 
 pub fn open(path: &str, header: &[u8]) -> Vec<u8> {
