@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::sync::{Arc, mpsc as blocking};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -129,16 +129,24 @@ impl Drop for Turn<'_> {
 /// What was handed to an arbiter and has not begun; `None` once it takes nothing more. At most one job for each start of a child.
 struct Jobs {
     waiting: Mutex<Option<VecDeque<Job>>>,
+    /// That there is nothing more to be taken, for those who only want to know that.
+    closed: AtomicBool,
     came: Notify,
 }
 
 impl Jobs {
     fn new() -> Arc<Self> {
-        Arc::new(Jobs { waiting: Mutex::new(Some(VecDeque::new())), came: Notify::new() })
+        Arc::new(Jobs {
+            waiting: Mutex::new(Some(VecDeque::new())),
+            closed: AtomicBool::new(false),
+            came: Notify::new(),
+        })
     }
 
     fn close(&self) -> Option<VecDeque<Job>> {
-        self.waiting.lock().take()
+        let mut waiting = self.waiting.lock();
+        self.closed.store(true, Release);
+        waiting.take()
     }
 }
 
@@ -196,7 +204,7 @@ impl Arbiter {
 
     /// Whether its thread still takes jobs.
     pub(crate) fn is_alive(&self) -> bool {
-        self.jobs.waiting.lock().is_some()
+        !self.jobs.closed.load(Acquire)
     }
 
     /// Whether the caller runs on it.

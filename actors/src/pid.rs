@@ -158,6 +158,11 @@ pub(crate) enum Signal {
 
 impl Pid {
     pub(crate) fn new(id: u64, path: Arc<str>, mailbox: Mailbox) -> Self {
+        Pid::with_reporter(id, path, mailbox, Reporter::None)
+    }
+
+    /// `reporter` is told how it starts and ends.
+    pub(crate) fn with_reporter(id: u64, path: Arc<str>, mailbox: Mailbox, reporter: Reporter) -> Self {
         Pid(Arc::new(Cell {
             places: Places::new(mailbox),
             path,
@@ -168,7 +173,7 @@ impl Pid {
             flags: AtomicU16::new(0),
             waiters: Waiters::default(),
             arbiter: AtomicU32::new(0),
-            control: Mutex::default(),
+            control: Mutex::new(Control { reporter, ..Control::default() }),
             taken: Taken::default(),
             doing: AtomicCell::new(doing::nothing),
         }))

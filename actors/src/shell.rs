@@ -33,8 +33,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use tokio::time::Instant;
 
-/// How many messages an actor handles before others of its arbiter get their turn.
-const TURN_MESSAGES: u32 = 64;
+/// How many messages an actor handles before others of its arbiter get their turn: as many as tokio lets any task do.
+const TURN_MESSAGES: u32 = 128;
 /// How many signals it takes in a turn: one that watches the dead again has another one each time.
 const TURN_SIGNALS: u32 = 64;
 
@@ -79,6 +79,11 @@ pub(crate) struct ExitGuard {
 impl ExitGuard {
     pub(crate) fn new(pid: Pid, system: Arc<Inner>, reporter: Reporter) -> Self {
         pid.set_reporter(reporter);
+        ExitGuard { pid, system }
+    }
+
+    /// Of a pid that was made with its reporter.
+    pub(crate) fn of(pid: Pid, system: Arc<Inner>) -> Self {
         ExitGuard { pid, system }
     }
 

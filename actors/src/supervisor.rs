@@ -17,12 +17,14 @@ use crate::shell::{ExitGuard, Report, Reporter};
 use crate::spec::{ChildSpec, Policy, Start, Strategy, SupervisorSpec};
 use crate::system::Inner;
 use parking_lot::Mutex;
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::future::Future;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::sync::{Semaphore, TryAcquireError, oneshot};
 use tokio::time::{Instant, Sleep};
 
@@ -31,18 +33,15 @@ const COMMANDS_WAITING: usize = 1_024;
 /// How many events a supervisor handles before others of its arbiter get their turn.
 const TURN_EVENTS: u32 = 256;
 /// Questions, commands and timers.
-const SOURCES: u8 = 3;
+const SOURCES: usize = 3;
 
 /// A handle to a running supervisor.
 #[derive(Clone)]
-pub struct SupervisorRef {
-    pid: Pid,
-    post: Arc<Post>,
-}
+pub struct SupervisorRef(Arc<Post>);
 
 impl std::fmt::Debug for SupervisorRef {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "SupervisorRef({:?})", self.pid)
+        write!(f, "SupervisorRef({:?})", self.0.pid)
     }
 }
 
@@ -88,6 +87,8 @@ enum Look {
 
 /// What reaches a driver. Nothing is allocated while nothing waits: there may be as many supervisors as there are pods.
 struct Post {
+    /// The supervisor's.
+    pid: Pid,
     waiting: Mutex<Waiting>,
     /// Room for commands and questions.
     room: Semaphore,
@@ -103,20 +104,26 @@ struct Waiting {
     looks: VecDeque<Look>,
 }
 
+impl Waiting {
+    fn any(&self) -> bool {
+        !(self.reports.is_empty() && self.looks.is_empty() && self.commands.is_empty())
+    }
+}
+
 impl Post {
-    fn new() -> Arc<Self> {
-        Arc::new(Post { waiting: Mutex::default(), room: Semaphore::new(COMMANDS_WAITING) })
+    fn new(pid: Pid) -> Arc<Self> {
+        Arc::new(Post { pid, waiting: Mutex::default(), room: Semaphore::new(COMMANDS_WAITING) })
     }
 
     /// False when the supervisor has ended; then nothing was put.
-    fn put(&self, supervisor: &Pid, f: impl FnOnce(&mut Waiting)) -> bool {
+    fn put(&self, f: impl FnOnce(&mut Waiting)) -> bool {
         let mut waiting = self.waiting.lock();
         if waiting.closed {
             return false;
         }
         f(&mut waiting);
         drop(waiting);
-        supervisor.wake();
+        self.pid.wake();
         true
     }
 
@@ -131,12 +138,12 @@ impl Post {
 impl SupervisorRef {
     /// Its incarnation.
     pub fn pid(&self) -> Pid {
-        self.pid.clone()
+        self.0.pid.clone()
     }
 
     /// Its place in the tree.
     pub fn path(&self) -> &str {
-        self.pid.path()
+        self.0.pid.path()
     }
 
     /// Adds a child and starts it; answers when it is up. A child that fails to start is not kept.
@@ -176,13 +183,13 @@ impl SupervisorRef {
 
     /// Stops it with all its children, in reverse order, and answers when they have ended.
     pub async fn stop(&self) -> Exit {
-        self.pid.stop(Exit::Shutdown);
-        self.pid.exited().await
+        self.0.pid.stop(Exit::Shutdown);
+        self.0.pid.exited().await
     }
 
     /// Waits until it has ended, and says why.
     pub async fn exited(&self) -> Exit {
-        self.pid.exited().await
+        self.0.pid.exited().await
     }
 
     async fn command<T>(
@@ -194,30 +201,30 @@ impl SupervisorRef {
 
     async fn call<R>(&self, put: impl FnOnce(&mut Waiting, oneshot::Sender<R>)) -> Result<R, ChildError> {
         let (tx, rx) = oneshot::channel();
-        match self.post.room.try_acquire() {
+        match self.0.room.try_acquire() {
             Ok(room) => room.forget(),
             Err(TryAcquireError::Closed) => return Err(ChildError::SupervisorDown),
             Err(TryAcquireError::NoPermits) => {
-                self.post.room.acquire().await.map_err(|_| ChildError::SupervisorDown)?.forget();
+                self.0.room.acquire().await.map_err(|_| ChildError::SupervisorDown)?.forget();
             }
         }
-        if !self.post.put(&self.pid, |waiting| put(waiting, tx)) {
+        if !self.0.put(|waiting| put(waiting, tx)) {
             return Err(ChildError::SupervisorDown);
         }
-        if !self.pid.watched() {
+        if !self.0.pid.watched() {
             return rx.await.map_err(|_| ChildError::SupervisorDown);
         }
         // What a thread that was left behind holds is not dropped.
         tokio::select! {
             biased;
             answer = rx => answer.map_err(|_| ChildError::SupervisorDown),
-            _ = self.pid.exited() => Err(ChildError::SupervisorDown),
+            _ = self.0.pid.exited() => Err(ChildError::SupervisorDown),
         }
     }
 
     /// Nobody will answer any more: its thread was left behind.
     pub(crate) fn close(&self) {
-        self.post.close();
+        self.0.close();
     }
 }
 
@@ -229,8 +236,8 @@ pub(crate) fn launch(
     mut exit: ExitGuard,
     restart: bool,
 ) -> SupervisorRef {
-    let post = Post::new();
-    let handle = SupervisorRef { pid: pid.clone(), post: post.clone() };
+    let post = Post::new(pid.clone());
+    let handle = SupervisorRef(post.clone());
     pid.set_arbiter(arbiter::current());
     let inbox: AnyInbox = Arc::new(handle.clone());
     if !system.registry.enter(&pid, Some(inbox), Kind::Supervisor, strategy_name(spec.strategy), restart) {
@@ -294,16 +301,15 @@ fn strategy_name(strategy: Strategy) -> &'static str {
 
 /// Brings to a supervisor what becomes of one incarnation of a child.
 pub(crate) struct ChildReporter {
-    supervisor: SupervisorRef,
+    supervisor: Arc<Post>,
     key: Key,
     inc: Inc,
 }
 
 impl ChildReporter {
     pub(crate) fn tell(&self, report: Report) {
-        let SupervisorRef { pid, post } = &self.supervisor;
         // The supervisor may be gone, when its arbiter is.
-        post.put(pid, |waiting| waiting.reports.push_back((self.key, self.inc, report)));
+        self.supervisor.put(|waiting| waiting.reports.push_back((self.key, self.inc, report)));
     }
 }
 
@@ -337,10 +343,21 @@ impl Hasher for NumberHasher {
     }
 }
 
+/// What a driver takes in turn.
+enum Next {
+    Look(Look),
+    Command(Command),
+    Timer,
+}
+
 enum Reply {
     Pid(oneshot::Sender<Result<Pid, ChildError>>),
     Done(oneshot::Sender<Result<(), ChildError>>),
 }
+
+/// Room for how many actions a thread keeps from one event to the next: most events have fewer.
+const ACTIONS_KEPT: usize = 16;
+thread_local!(static ACTIONS: Cell<Vec<Action<Data>>> = const { Cell::new(Vec::new()) });
 
 struct Driver {
     core: Supervisor<Data>,
@@ -355,7 +372,7 @@ struct Driver {
     timers: BTreeMap<(Instant, u64), Timer>,
     next_timer: u64,
     /// Which of the [`SOURCES`] is looked at first in the next step.
-    source: u8,
+    source: usize,
     /// Set for the first timer, once there is one.
     sleep: Option<Pin<Box<Sleep>>>,
     epoch: Instant,
@@ -366,13 +383,19 @@ struct Driver {
 
 impl Driver {
     fn feed(&mut self, event: Event<Data>) {
-        let now = self.epoch.elapsed();
-        let mut actions = self.core.on_event(event, now).into_iter();
+        let now = if event.timed() { self.epoch.elapsed() } else { Duration::ZERO };
+        let mut all = ACTIONS.take();
+        self.core.handle(event, now, &mut all);
+        let mut actions = all.drain(..);
         while let Some(action) = actions.next() {
             match action {
                 Action::Reply { asker, result } => self.reply(asker, result, actions.as_slice()),
                 action => self.apply(action),
             }
+        }
+        drop(actions);
+        if all.capacity() <= ACTIONS_KEPT {
+            ACTIONS.set(all);
         }
     }
 
@@ -461,16 +484,15 @@ impl Driver {
             Some(before) => before.arc_path().clone(),
             None => [self.pid.path(), "/", &*data.spec.id].concat().into(),
         };
-        let pid = self.system.pid(path, data.spec.mailbox);
+        let reporter = Reporter::Child(ChildReporter { supervisor: self.post.clone(), key, inc });
+        let pid = self.system.child_pid(path, data.spec.mailbox, reporter);
         let (start, placed) = (data.spec.start.clone(), data.spec.placed());
         // At once, so that nothing that happens to the new incarnation loses what the old one left.
         if let Some(backlog) = data.pid.replace(pid.clone()).and_then(|before| before.take_backlog()) {
             pid.set_backlog(backlog);
         }
-        let supervisor = SupervisorRef { pid: self.pid.clone(), post: self.post.clone() };
-        let reporter = Reporter::Child(ChildReporter { supervisor, key, inc });
         let system = self.system.clone();
-        let mut exit = ExitGuard::new(pid.clone(), system.clone(), reporter);
+        let mut exit = ExitGuard::of(pid.clone(), system.clone());
         if system.killed() {
             return exit.exited(Exit::Killed);
         }
@@ -551,8 +573,8 @@ impl Driver {
         [self.pid.path(), "/", id].concat()
     }
 
-    /// Handles one thing, if there is one.
-    fn step(&mut self, cx: &mut Context<'_>) -> bool {
+    /// Handles one thing, if there is one. `posted`: something may wait. What is put there later wakes this, so it need not look for it again.
+    fn step(&mut self, posted: &mut bool, cx: &mut Context<'_>) -> bool {
         let requests = self.pid.take_requests();
         if requests & KILL != 0 {
             self.feed(Event::Kill);
@@ -564,8 +586,13 @@ impl Driver {
             self.feed(Event::Stop(reason));
             return true;
         }
-        let report = self.post.waiting.lock().reports.pop_front();
-        if let Some((key, inc, report)) = report {
+        if !*posted {
+            return self.timer(cx);
+        }
+        let mut waiting = self.post.waiting.lock();
+        if let Some((key, inc, report)) = waiting.reports.pop_front() {
+            *posted = waiting.any();
+            drop(waiting);
             self.feed(match report {
                 Report::Started => Event::Started { key, inc },
                 Report::Exited(exit) => Event::Exited { key, inc, exit },
@@ -573,25 +600,31 @@ impl Driver {
             return true;
         }
         // In turn: none of these waits for as long as there is something of another.
-        for _ in 0..SOURCES {
-            let source = self.source;
-            self.source = (source + 1) % SOURCES;
-            let found = match source {
-                0 => self.look(),
-                1 => self.next_command(),
-                _ => self.timer(cx),
+        let busy = self.core.busy();
+        let found = (self.source..).take(SOURCES).find_map(|source| {
+            let next = match source % SOURCES {
+                0 => waiting.looks.pop_front().map(Next::Look),
+                1 if !busy => waiting.commands.pop_front().map(Next::Command),
+                2 if self.due() => Some(Next::Timer),
+                _ => None,
             };
-            if found {
-                return true;
-            }
+            Some((source, next?))
+        });
+        *posted = waiting.any();
+        drop(waiting);
+        let Some((source, next)) = found else { return self.timer(cx) };
+        self.source = (source + 1) % SOURCES;
+        match next {
+            Next::Timer => return self.timer(cx),
+            Next::Look(look) => self.look(look),
+            Next::Command(command) => self.command(command),
         }
-        false
+        self.post.room.add_permits(1);
+        true
     }
 
-    /// Answers a question, if there is one.
-    fn look(&mut self) -> bool {
-        let Some(look) = self.post.waiting.lock().looks.pop_front() else { return false };
-        self.post.room.add_permits(1);
+    /// Answers a question.
+    fn look(&self, look: Look) {
         match look {
             Look::Count(tx) => drop(tx.send(self.count())),
             Look::Children(tx) => drop(tx.send(self.core.children().map(|(_, child)| info(child)).collect())),
@@ -600,7 +633,6 @@ impl Driver {
                 drop(tx.send(found.ok_or(ChildError::NotFound)));
             }
         }
-        true
     }
 
     fn count(&self) -> ChildCount {
@@ -616,15 +648,9 @@ impl Driver {
         count
     }
 
-    /// Carries a command out, if there is one and it need not wait.
-    fn next_command(&mut self) -> bool {
-        if self.core.busy() {
-            return false;
-        }
-        let Some(command) = self.post.waiting.lock().commands.pop_front() else { return false };
-        self.post.room.add_permits(1);
-        self.command(command);
-        true
+    /// Whether it is time for a timer.
+    fn due(&self) -> bool {
+        self.timers.first_key_value().is_some_and(|((due, _), _)| *due <= Instant::now())
     }
 
     /// Handles the first timer if it is due; else sees to it that it wakes this.
@@ -707,11 +733,12 @@ impl Driver {
             None => TURN_EVENTS,
             Some(schedule) => schedule.messages(TURN_EVENTS),
         };
+        let mut posted = true;
         for _ in 0..turn {
             if this.done {
                 return Poll::Ready(());
             }
-            if !this.step(cx) {
+            if !this.step(&mut posted, cx) {
                 return if this.done { Poll::Ready(()) } else { Poll::Pending };
             }
         }

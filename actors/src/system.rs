@@ -480,7 +480,11 @@ impl System {
 
 impl Inner {
     pub(crate) fn pid(&self, path: Arc<str>, mailbox: Mailbox) -> Pid {
-        let pid = Pid::new(self.next_pid.fetch_add(1, Relaxed), path, mailbox);
+        self.child_pid(path, mailbox, Reporter::None)
+    }
+
+    pub(crate) fn child_pid(&self, path: Arc<str>, mailbox: Mailbox, reporter: Reporter) -> Pid {
+        let pid = Pid::with_reporter(self.next_pid.fetch_add(1, Relaxed), path, mailbox, reporter);
         if self.watchdog.is_some() {
             pid.watch();
         }

@@ -54,6 +54,18 @@ pub(crate) enum Event<D> {
     },
 }
 
+impl<D> Event<D> {
+    /// Whether it matters when it happens. Not so for what someone asks for.
+    pub(crate) fn timed(&self) -> bool {
+        match self {
+            Event::Boot | Event::Started { .. } | Event::Exited { .. } | Event::Timer(_) => true,
+            Event::Stop(_) | Event::Kill => true,
+            Event::StartChild { .. } | Event::TerminateChild { .. } => false,
+            Event::RestartChild { .. } | Event::DeleteChild { .. } => false,
+        }
+    }
+}
+
 /// What the driver has to do, in this order.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Action<D> {

@@ -151,22 +151,28 @@ impl<D: Spec> Supervisor<D> {
         self.children.range(0, below).any(|(_, child)| matches!(child.state, ChildState::Waiting { failed: Some(_) }))
     }
 
-    /// `now` is the time since some fixed moment and never goes back.
+    #[cfg(test)]
     pub(crate) fn on_event(&mut self, event: Event<D>, now: Duration) -> Vec<Action<D>> {
         let mut out = Vec::new();
-        match event {
-            Event::Boot => self.proceed(now, &mut out),
-            Event::Started { key, inc } => self.on_started(key, inc, now, &mut out),
-            Event::Exited { key, inc, exit } => self.on_exited(key, inc, exit, now, &mut out),
-            Event::Timer(timer) => self.on_timer(timer, now, &mut out),
-            Event::Stop(reason) => self.close(reason, now, &mut out),
-            Event::Kill => self.kill(now, &mut out),
-            Event::StartChild { data, asker } => self.start_child(data, asker, &mut out),
-            Event::TerminateChild { id, asker } => self.terminate_child(&id, asker, &mut out),
-            Event::RestartChild { id, asker } => self.restart_child(&id, asker, &mut out),
-            Event::DeleteChild { id, asker } => self.delete_child(&id, asker, &mut out),
-        }
+        self.handle(event, now, &mut out);
         out
+    }
+
+    /// `now` is the time since some fixed moment and never goes back; it means nothing for events that are not [timed](Event::timed). What is to
+    /// be done comes to what is in `out`.
+    pub(crate) fn handle(&mut self, event: Event<D>, now: Duration, out: &mut Vec<Action<D>>) {
+        match event {
+            Event::Boot => self.proceed(now, out),
+            Event::Started { key, inc } => self.on_started(key, inc, now, out),
+            Event::Exited { key, inc, exit } => self.on_exited(key, inc, exit, now, out),
+            Event::Timer(timer) => self.on_timer(timer, now, out),
+            Event::Stop(reason) => self.close(reason, now, out),
+            Event::Kill => self.kill(now, out),
+            Event::StartChild { data, asker } => self.start_child(data, asker, out),
+            Event::TerminateChild { id, asker } => self.terminate_child(&id, asker, out),
+            Event::RestartChild { id, asker } => self.restart_child(&id, asker, out),
+            Event::DeleteChild { id, asker } => self.delete_child(&id, asker, out),
+        }
     }
 
     // ---- events of children ------------------------------------------------------------------------------------------------
