@@ -324,8 +324,9 @@ impl<A: Actor> Ctx<A> {
     /// simulate(0, |sim| async move {
     ///     let sum = ChildSpec::actor("sum", || Sum(0)).restart(Restart::Transient);
     ///     sim.system().start(SupervisorSpec::new("top", Strategy::OneForOne).child(sum)).await.unwrap();
-    ///     let sum = sim.system().whereis("top/sum").unwrap();
-    ///     assert_eq!(sum.exited().await, Exit::ShutdownWith("6".into()));
+    ///     sim.settle().await;
+    ///     let row = sim.system().tree().into_iter().find(|row| row.path == "top/sum").unwrap();
+    ///     assert_eq!(row.last_exit, Some(Exit::ShutdownWith("6".into())));
     /// });
     /// ```
     pub fn attach<S>(&mut self, stream: S, each: impl FnMut(&mut A, Option<S::Item>, &mut Ctx<A>) + 'static) -> TaskRef

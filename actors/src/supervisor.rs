@@ -33,7 +33,7 @@ const COMMANDS_WAITING: usize = 1_024;
 /// How many events a supervisor handles before others of its arbiter get their turn.
 const TURN_EVENTS: u32 = 256;
 /// Questions, commands and timers.
-const SOURCES: u8 = 3;
+const SOURCES: usize = 3;
 
 /// A handle to a running supervisor.
 #[derive(Clone)]
@@ -343,6 +343,13 @@ impl Hasher for NumberHasher {
     }
 }
 
+/// What a driver takes in turn.
+enum Next {
+    Look(Look),
+    Command(Command),
+    Timer,
+}
+
 enum Reply {
     Pid(oneshot::Sender<Result<Pid, ChildError>>),
     Done(oneshot::Sender<Result<(), ChildError>>),
@@ -365,7 +372,7 @@ struct Driver {
     timers: BTreeMap<(Instant, u64), Timer>,
     next_timer: u64,
     /// Which of the [`SOURCES`] is looked at first in the next step.
-    source: u8,
+    source: usize,
     /// Set for the first timer, once there is one.
     sleep: Option<Pin<Box<Sleep>>>,
     epoch: Instant,
@@ -582,7 +589,10 @@ impl Driver {
         if !*posted {
             return self.timer(cx);
         }
-        if let Some((key, inc, report)) = self.next(posted, |waiting| waiting.reports.pop_front()) {
+        let mut waiting = self.post.waiting.lock();
+        if let Some((key, inc, report)) = waiting.reports.pop_front() {
+            *posted = waiting.any();
+            drop(waiting);
             self.feed(match report {
                 Report::Started => Event::Started { key, inc },
                 Report::Exited(exit) => Event::Exited { key, inc, exit },
@@ -590,33 +600,31 @@ impl Driver {
             return true;
         }
         // In turn: none of these waits for as long as there is something of another.
-        for _ in 0..SOURCES {
-            let source = self.source;
-            self.source = (source + 1) % SOURCES;
-            let found = match source {
-                0 => self.look(posted),
-                1 => self.next_command(posted),
-                _ => self.timer(cx),
+        let busy = self.core.busy();
+        let found = (self.source..).take(SOURCES).find_map(|source| {
+            let next = match source % SOURCES {
+                0 => waiting.looks.pop_front().map(Next::Look),
+                1 if !busy => waiting.commands.pop_front().map(Next::Command),
+                2 if self.due() => Some(Next::Timer),
+                _ => None,
             };
-            if found {
-                return true;
-            }
-        }
-        false
-    }
-
-    /// Takes something out of the post.
-    fn next<T>(&self, posted: &mut bool, take: impl FnOnce(&mut Waiting) -> Option<T>) -> Option<T> {
-        let mut waiting = self.post.waiting.lock();
-        let next = take(&mut waiting);
+            Some((source, next?))
+        });
         *posted = waiting.any();
-        next
+        drop(waiting);
+        let Some((source, next)) = found else { return self.timer(cx) };
+        self.source = (source + 1) % SOURCES;
+        match next {
+            Next::Timer => return self.timer(cx),
+            Next::Look(look) => self.look(look),
+            Next::Command(command) => self.command(command),
+        }
+        self.post.room.add_permits(1);
+        true
     }
 
-    /// Answers a question, if there is one.
-    fn look(&mut self, posted: &mut bool) -> bool {
-        let Some(look) = self.next(posted, |waiting| waiting.looks.pop_front()) else { return false };
-        self.post.room.add_permits(1);
+    /// Answers a question.
+    fn look(&self, look: Look) {
         match look {
             Look::Count(tx) => drop(tx.send(self.count())),
             Look::Children(tx) => drop(tx.send(self.core.children().map(|(_, child)| info(child)).collect())),
@@ -625,7 +633,6 @@ impl Driver {
                 drop(tx.send(found.ok_or(ChildError::NotFound)));
             }
         }
-        true
     }
 
     fn count(&self) -> ChildCount {
@@ -641,15 +648,9 @@ impl Driver {
         count
     }
 
-    /// Carries a command out, if there is one and it need not wait.
-    fn next_command(&mut self, posted: &mut bool) -> bool {
-        if self.core.busy() {
-            return false;
-        }
-        let Some(command) = self.next(posted, |waiting| waiting.commands.pop_front()) else { return false };
-        self.post.room.add_permits(1);
-        self.command(command);
-        true
+    /// Whether it is time for a timer.
+    fn due(&self) -> bool {
+        self.timers.first_key_value().is_some_and(|((due, _), _)| *due <= Instant::now())
     }
 
     /// Handles the first timer if it is due; else sees to it that it wakes this.

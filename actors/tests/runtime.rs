@@ -622,8 +622,11 @@ async fn a_second_shutdown_and_one_after_a_cancelled_first_stop_everything_in_or
         }
         let pids = ["s", "t", "s/sa", "t/ta"].map(|path| system.whereis(path).expect("lives"));
         log.take();
-        // The first has to wait.
+        // The first has to wait for a handler that has begun; a stop would overtake it.
         system.named::<Probe>("t/ta").tell(Do::Hang(Duration::from_millis(200))).expect("told");
+        while !system.tree().iter().any(|row| row.path == "t/ta" && row.messages == 1) {
+            tokio::task::yield_now().await;
+        }
         if cancelled {
             tokio::time::timeout(Duration::from_millis(20), system.shutdown()).await.expect_err("it waits");
             system.shutdown().await;
