@@ -31,7 +31,7 @@ const MONITORS: u64 = 10_000;
 const MEMBERS: u64 = 10_000;
 
 /// Of four tells each.
-const ROUNDS: u64 = 80;
+const ROUNDS: u64 = 110;
 
 /// Resident memory of this process, in bytes.
 fn resident_bytes() -> usize {
