@@ -16,7 +16,7 @@ use crate::{
     error::{AskError, SendError},
     frame::{Ask, EncodeError, Kind, More, Open, check_sent, encode, status},
     guard::guarded,
-    link::{BODY_PRIORITY, Link, MESSAGE_PRIORITY, ReadFrameError, read_reply},
+    link::{BODY_PRIORITY, Link, MESSAGE_PRIORITY, ReadFrameError, read_reply, take_end},
     peer::Counters,
     remote::Envelope,
     stream::{self, RecvStream, Resetting, SendStream},
@@ -140,7 +140,9 @@ impl Request {
             // One of many goes with the next packets of the transport's thread.
             let alone = link.asks.available_permits() + 1 == limits.asks_in_flight as usize;
             let (_send, mut recv) = if alone { sending_at_once(writing).await? } else { writing.await? };
-            self.reply(link, &mut recv).await
+            let reply = self.reply(link, &mut recv).await?;
+            take_end(&mut recv);
+            Ok(reply)
         };
         timeout_at(self.deadline, asking).await.unwrap_or_else(|_| Err(self.timed_out()))
     }

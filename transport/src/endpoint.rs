@@ -503,9 +503,7 @@ fn new_link(
     node.faults.see(&slot.name, conn.remote_address());
     let peer = Peer { node: slot.name.clone(), incarnation };
     tracing::info!(node = %slot.name, incarnation, "connected to {}", slot.name);
-    let (counters, groups) = (slot.counters.clone(), node.groups.clone());
-    let now_secs = node.credentials.now_secs();
-    Arc::new(Link::new(peer, origin, protocol, conn.clone(), counters, &node.limits, groups, now_secs))
+    Arc::new(Link::new(node, slot, peer, origin, protocol, conn.clone()))
 }
 
 /// The peer of a handshake that began with an identity which is not ours any more learns the new one.

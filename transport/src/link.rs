@@ -126,17 +126,17 @@ impl std::fmt::Debug for Link {
 }
 
 impl Link {
+    /// A link to the peer of a slot.
     pub(crate) fn new(
+        node: &Node,
+        slot: &PeerSlot,
         peer: Peer,
         origin: Origin,
         protocol: u8,
         conn: Connection,
-        counters: Arc<Counters>,
-        limits: &Limits,
-        groups: Arc<Groups>,
-        now_secs: u64,
     ) -> Self {
-        let standing = Standing::new(presented(&conn), now_secs);
+        let limits = &node.limits;
+        let standing = Standing::new(presented(&conn), node.credentials.now_secs());
         let window = Window::new(limits.inbox_messages, limits.inbox_bytes);
         let budget = |bytes: usize| Arc::new(Semaphore::new((bytes / BUDGET_UNIT_BYTES).clamp(1, MAX_UNITS)));
         Self {
@@ -144,7 +144,7 @@ impl Link {
             origin,
             protocol,
             conn,
-            counters,
+            counters: slot.counters.clone(),
             control: Outbox::new(limits.control_outbox_messages, limits.outbox_bytes),
             tells: Outbox::new(limits.outbox_messages, limits.outbox_bytes),
             asks: Semaphore::new(limits.asks_in_flight as usize),
@@ -161,7 +161,7 @@ impl Link {
             next_monitor: AtomicU64::new(0),
             watched: Mutex::default(),
             ties: Ties::new(limits.monitors),
-            groups,
+            groups: node.groups.clone(),
             readers: Mutex::new(Some(vec![])),
             cause: Mutex::default(),
             standing,
@@ -445,19 +445,28 @@ async fn accept_streams(c: Context) {
         // Bounded by the stream limit that QUIC keeps for us.
         let mut request = Box::pin(read_request(c.clone(), recv));
         // Mostly it came with the packet that opened the stream, and need not be read by another thread.
-        let serving = match (&mut request).now_or_never() {
-            Some(request) => c.node.handlers.spawn(serve_stream(c.clone(), send, request)),
-            None => c.node.handlers.spawn(read_and_serve(c.clone(), send, request)),
+        let Some(request) = (&mut request).now_or_never() else {
+            c.node.handlers.spawn(read_and_serve(c.clone(), send, request, given_up));
+            continue;
         };
-        let serving = serving.abort_handle();
-        // It ends at the latest when the reply was acknowledged.
-        c.node.driver.spawn(async move {
-            if !matches!(given_up.await, Ok(None)) {
-                // The asker is gone, with its node or without: nobody wants the answer, so the handler's future is dropped.
+        // Of a body the two halves end each by itself.
+        let is_ask = matches!(&request, Ok((frame, ..)) if frame.kind == Kind::Ask);
+        let serving = c.node.handlers.spawn(serve_stream(c.clone(), send, request)).abort_handle();
+        if is_ask {
+            // It ends at the latest when the reply was acknowledged.
+            c.node.driver.spawn(async move {
+                gone(given_up).await;
                 serving.abort();
-            }
-        });
+            });
+        }
     }
+}
+
+/// The asker is gone, with its node or without: nobody wants the answer, so the handler's future is dropped. Also ready when it
+/// has got its answer.
+async fn gone(given_up: impl Future<Output = Result<Option<VarInt>, quinn::StoppedError>>) {
+    // Whichever it is.
+    let _ = given_up.await;
 }
 
 /// A request, its place in the budget, and what is left to read of its stream.
@@ -467,11 +476,21 @@ async fn read_and_serve(
     c: Context,
     send: quinn::SendStream,
     request: impl Future<Output = Result<Request, ReadFrameError>>,
+    given_up: impl Future<Output = Result<Option<VarInt>, quinn::StoppedError>>,
 ) {
     let within = Duration::from_millis(c.node.timings.request_read_ms);
     // Too slow is as good as gone.
     let request = tokio::time::timeout(within, request).await.unwrap_or(Err(ReadFrameError::Gone));
-    serve_stream(c, send, request).await;
+    let is_ask = matches!(&request, Ok((frame, ..)) if frame.kind == Kind::Ask);
+    let serving = serve_stream(c, send, request);
+    if !is_ask {
+        return serving.await;
+    }
+    tokio::select! {
+        biased;
+        () = serving => {}
+        () = gone(given_up) => {}
+    }
 }
 
 async fn serve_stream(c: Context, send: quinn::SendStream, request: Result<Request, ReadFrameError>) {
@@ -510,8 +529,9 @@ async fn read_request(c: Context, mut recv: quinn::RecvStream) -> Result<Request
     Ok((frame, budget.ok(), Some(recv)))
 }
 
-/// Takes note of the end of a stream that has come with its last bytes, without which QUIC would tell the sender to stop.
-fn take_end(recv: &mut quinn::RecvStream) {
+/// Takes note of the end of a stream that has come with its last bytes, without which QUIC would tell the sender to stop. Only where
+/// nothing may follow.
+pub(crate) fn take_end(recv: &mut quinn::RecvStream) {
     let _ = recv.read_chunk(1, true).now_or_never();
 }
 
@@ -694,7 +714,6 @@ pub(crate) async fn read_reply(
     // Never closed: an error would only mean that there is no bound.
     let _budget = link.answer_budget.acquire_many(units(header.payload_bytes, limits.reply_bytes)).await;
     let payload = read_payload(recv, header.payload_bytes).await?;
-    take_end(recv);
     let frame = Frame { kind: header.kind, payload };
     let reply: Reply<'_> = frame.read()?;
     Ok((reply.status, frame.payload.slice_ref(reply.body)))

@@ -200,3 +200,41 @@ async fn a_lost_connection_breaks_its_streams() {
     assert!(within(recv.read_to_end(100)).await.is_err());
     close(&[&a]).await;
 }
+
+#[tokio::test]
+async fn what_a_handler_writes_at_once_arrives_whole_also_when_neither_side_keeps_the_other_half() {
+    let (_ca, a, b) = pair().await;
+    b.serve_stream("source", |_, _, mut send, recv| async move {
+        // The opener learns that nobody reads.
+        drop(recv);
+        // With what tells it that the stream is served, and later.
+        write_pattern(&mut send, 1_000).await.expect("open");
+    });
+    b.serve_stream("late", |_, _, mut send, recv| async move {
+        drop(recv);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        write_pattern(&mut send, 1_000).await.expect("open");
+    });
+    for path in ["source", "source", "source", "late"] {
+        let (send, mut recv) = within(a.open_stream("b", path, Bytes::new())).await.expect("served");
+        drop(send);
+        assert_eq!(within(read_pattern(&mut recv)).await.expect("whole"), 1_000, "{path}");
+    }
+    // And a handler whose opener reads nothing goes on to read.
+    let (done, mut said) = mpsc::unbounded_channel();
+    b.serve_stream("deaf", move |_, _, send, mut recv| {
+        let done = done.clone();
+        async move {
+            let _held = send;
+            let read = read_pattern(&mut recv).await.expect("whole");
+            // The test goes on.
+            let _ = done.send(read);
+        }
+    });
+    let (mut send, recv) = within(a.open_stream("b", "deaf", Bytes::new())).await.expect("served");
+    drop(recv);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    write_pattern(&mut send, 1_000).await.expect("open");
+    assert_eq!(within(said.recv()).await, Some(1_000));
+    close(&[&a, &b]).await;
+}
