@@ -696,14 +696,14 @@ impl Drop for Unwatch<'_> {
 /// The waker that whoever runs a pid has registered. A task has the same one all its life, so mostly it is registered already, and
 /// nothing needs to be locked for it.
 #[derive(Default)]
-pub(crate) struct Registered(Option<(usize, usize)>);
+pub(crate) struct Registered(usize);
 
 impl Registered {
     /// From now on `waker` is woken when there are requests for `pid`.
     #[inline]
     pub(crate) fn renew(&mut self, pid: &Pid, waker: &Waker) {
-        // The pid holds the one that is registered, so that no other one has its address.
-        let address = Some((waker.data().addr(), std::ptr::from_ref(waker.vtable()).addr()));
+        // In one word, as there may be as many as there are pods. The pid holds the one that is registered, so that no other one has its address.
+        let address = waker.data().addr() ^ std::ptr::from_ref(waker.vtable()).addr().rotate_left(usize::BITS / 2);
         if self.0 != address {
             self.0 = address;
             pid.register(waker);
