@@ -254,15 +254,18 @@ impl<A: Actor> Ref<A> {
         if deadline <= Instant::now() {
             return Err(AskError::Timeout);
         }
-        let asked = async {
-            if !self.0.reserved() {
-                return Box::pin(self.ask_when_free(message, Some(deadline))).await;
-            }
-            let (tx, rx) = oneshot::channel();
-            self.0.put(message, Some(tx), Some(deadline));
-            self.answered(rx).await
-        };
-        tokio::time::timeout_at(deadline, asked).await.unwrap_or(Err(AskError::Timeout))
+        tokio::time::timeout_at(deadline, self.ask_due(message, deadline)).await.unwrap_or(Err(AskError::Timeout))
+    }
+
+    /// As [`Ref::ask_until`] for those who have a clock already and drop the wait when it rings: the actor knows the deadline, but the wait
+    /// has no timer of its own.
+    pub async fn ask_due<M: MessageTo<A>>(&self, message: M, deadline: Instant) -> Result<M::Reply, AskError> {
+        if !self.0.reserved() {
+            return Box::pin(self.ask_when_free(message, Some(deadline))).await;
+        }
+        let (tx, rx) = oneshot::channel();
+        self.0.put(message, Some(tx), Some(deadline));
+        self.answered(rx).await
     }
 
     async fn ask_when_free<M: MessageTo<A>>(
@@ -416,6 +419,14 @@ impl<A: Actor> Named<A> {
     /// See [`Ref::tell`].
     pub fn tell<M: MessageTo<A>>(&self, message: M) -> Result<(), SendError> {
         self.resolve().ok_or(SendError::NoProc)?.tell(message)
+    }
+
+    /// See [`Ref::try_tell`].
+    pub fn try_tell<M: MessageTo<A>>(&self, message: M) -> Result<(), Rejected<M>> {
+        match self.resolve() {
+            Some(found) => found.try_tell(message),
+            None => Err(Rejected { error: SendError::NoProc, message }),
+        }
     }
 
     /// See [`Ref::send`].

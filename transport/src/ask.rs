@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use phalanx_actors::Trace;
 use tokio::{
+    sync::{mpsc, oneshot},
     task::JoinHandle,
     time::{Instant, timeout_at},
 };
@@ -16,7 +17,7 @@ use crate::{
     error::{AskError, SendError},
     frame::{Ask, EncodeError, Kind, More, Open, check_sent, encode, status},
     guard::guarded,
-    link::{BODY_PRIORITY, Link, MESSAGE_PRIORITY, ReadFrameError, read_reply, take_end},
+    link::{BODY_PRIORITY, Context, Link, MESSAGE_PRIORITY, ReadFrameError, read_reply, take_end},
     peer::Counters,
     remote::Envelope,
     stream::{self, RecvStream, Resetting, SendStream},
@@ -25,6 +26,11 @@ use crate::{
 
 /// Longest deadline: what is longer is cut to it, so that arithmetic on instants holds.
 pub(crate) const DEADLINE_MAX: Duration = Duration::from_secs(30 * 24 * 3_600);
+
+/// The instant at which so much time has passed, which may come from a peer.
+pub(crate) fn deadline_in(within: Duration) -> Instant {
+    Instant::now() + within.min(DEADLINE_MAX)
+}
 
 /// One ask or open under way.
 pub(crate) struct Request {
@@ -49,11 +55,23 @@ impl Request {
             node: node.into(),
             path: path.into(),
             message,
-            deadline: Instant::now() + within.min(DEADLINE_MAX),
+            deadline: deadline_in(within),
             trace: Trace::current(),
             waits: true,
             target: None,
         }
+    }
+
+    /// As `new`, until a deadline; `None` is as far as there is one.
+    pub(crate) fn until(
+        own: &Arc<Node>,
+        node: &str,
+        path: &str,
+        message: Envelope<'static>,
+        deadline: Option<Instant>,
+    ) -> Self {
+        let within = deadline.map_or(DEADLINE_MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
+        Self::new(own, node, path, message, within)
     }
 
     /// Does not wait for a connection.
@@ -73,6 +91,9 @@ impl Request {
         let node = self.own.clone();
         if !node.is_running() {
             return Err(AskError::Closed);
+        }
+        if self.deadline <= Instant::now() {
+            return Err(self.timed_out());
         }
         let (status, reply) = if self.is_own() {
             self.ask_own(body).await?
@@ -127,22 +148,17 @@ impl Request {
             let more = more.ok_or_else(|| AskError::Unsupported { node: self.node.clone() })?;
             check_sent(&self.path, self.message.name)?;
             let frame = encode(Kind::Ask, &self.frame(body, more), limits.frame_bytes)?;
-            let writing = async {
-                let (send, recv) = link.conn.open_bi().await.map_err(|_| self.no_connection())?;
-                let _ = send.set_priority(MESSAGE_PRIORITY);
-                let mut send = Resetting::new(send);
-                Counters::add(&link.counters.sent);
-                if send.write(frame.into()).await.is_ok() {
-                    send.finish();
-                }
-                Ok::<_, AskError>((send, recv))
-            };
             // One of many goes with the next packets of the transport's thread.
             let alone = link.asks.available_permits() + 1 == limits.asks_in_flight as usize;
-            let (_send, mut recv) = if alone { sending_at_once(writing).await? } else { writing.await? };
-            let reply = self.reply(link, &mut recv).await?;
-            take_end(&mut recv);
-            Ok(reply)
+            let reply = if alone {
+                exchange(&self.own, link, frame.into(), true).await
+            } else {
+                let (answer, answered) = oneshot::channel();
+                // Fails only when the link is lost.
+                let _ = link.asking.send((frame.into(), answer));
+                answered.await.unwrap_or(Err(ReadFrameError::Gone))
+            };
+            reply.map_err(|error| self.unread(link, error))
         };
         timeout_at(self.deadline, asking).await.unwrap_or_else(|_| Err(self.timed_out()))
     }
@@ -235,16 +251,22 @@ impl Request {
     }
 
     async fn reply(&self, link: &Link, recv: &mut quinn::RecvStream) -> Result<(u8, Bytes), AskError> {
-        let reply = read_reply(link, recv, &self.own.limits).await.map_err(|error| match error {
+        let reply = read_reply(link, recv, &self.own.limits).await.map_err(|error| self.unread(link, error))?;
+        Counters::add(&link.counters.received);
+        Ok(reply)
+    }
+
+    /// Why there is no reply.
+    fn unread(&self, link: &Link, error: ReadFrameError) -> AskError {
+        match error {
             ReadFrameError::Frame(error) => AskError::BadReply { path: self.path.clone(), reason: error.to_string() },
-            // Reset by a handler that is past the deadline, or lost with the connection.
+            // Whoever handles it ends it a little later.
+            ReadFrameError::Gone if self.deadline <= Instant::now() => self.timed_out(),
             ReadFrameError::Gone if link.conn.close_reason().is_none() => {
                 AskError::BadReply { path: self.path.clone(), reason: "the stream was broken off".into() }
             }
             ReadFrameError::Gone => self.no_connection(),
-        })?;
-        Counters::add(&link.counters.received);
-        Ok(reply)
+        }
     }
 
     fn outcome(&self, status: u8, body: Bytes) -> Result<Bytes, AskError> {
@@ -290,6 +312,45 @@ impl Request {
 
     fn timed_out(&self) -> AskError {
         AskError::Timeout { node: self.node.clone(), path: self.path.clone() }
+    }
+}
+
+/// Writes an ask on a stream of its own and reads the reply. Dropped, it resets the stream.
+async fn exchange(own: &Node, link: &Link, ask: Bytes, at_once: bool) -> Result<(u8, Bytes), ReadFrameError> {
+    let writing = async {
+        let (send, recv) = link.conn.open_bi().await.map_err(|_| ReadFrameError::Gone)?;
+        let _ = send.set_priority(MESSAGE_PRIORITY);
+        let mut send = Resetting::new(send);
+        Counters::add(&link.counters.sent);
+        if send.write(ask).await.is_ok() {
+            send.finish();
+        }
+        Ok::<_, ReadFrameError>((send, recv))
+    };
+    let (_send, mut recv) = if at_once { sending_at_once(writing).await? } else { writing.await? };
+    let reply = read_reply(link, &mut recv, &own.limits).await?;
+    Counters::add(&link.counters.received);
+    take_end(&mut recv);
+    Ok(reply)
+}
+
+/// An encoded ask, and who waits for its reply.
+pub(crate) type Asking = (Bytes, oneshot::Sender<Result<(u8, Bytes), ReadFrameError>>);
+
+/// Asks for others, on the transport's own thread: so many askers do not fight with it for the connection, and what they ask goes out in
+/// the same packets. Bounded by the asks in flight.
+pub(crate) async fn run_asks(c: Context, mut asking: mpsc::UnboundedReceiver<Asking>) {
+    while let Some((ask, mut answer)) = asking.recv().await {
+        let c = c.clone();
+        tokio::spawn(async move {
+            let reply = tokio::select! {
+                biased;
+                // Nobody waits for it any more.
+                () = answer.closed() => return,
+                reply = exchange(&c.node, &c.link, ask, false) => reply,
+            };
+            let _ = answer.send(reply);
+        });
     }
 }
 

@@ -24,6 +24,7 @@ use tokio::{
 };
 
 use crate::{
+    ask::deadline_in,
     backoff::Backoff,
     config::{Limits, Timings},
     credentials::Credentials,
@@ -252,9 +253,9 @@ impl Node {
         }
     }
 
-    /// Handles one ask, ours or a peer's: a status and the encoded reply or the error's text.
+    /// Handles one ask, ours or a peer's: a status and the encoded reply or the error's text. Whoever waits for it ends it at its deadline.
     pub(crate) async fn answer(self: &Arc<Self>, peer: Peer, ask: &Ask<'_>, body: Bytes) -> (u8, Bytes) {
-        let deadline = Duration::from_millis(ask.deadline_ms);
+        let deadline = deadline_in(Duration::from_millis(ask.deadline_ms));
         let version_min = ask.more.map_or(ask.version, |more| more.version_min);
         let message = Envelope { name: ask.name, version: ask.version, version_min };
         let outcome = match self.taker(ask.path, &message, ask.more.and_then(|more| more.pid)) {

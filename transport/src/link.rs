@@ -3,7 +3,6 @@
 
 use std::{
     collections::HashMap,
-    future::Future,
     sync::{
         Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -17,19 +16,19 @@ use parking_lot::Mutex;
 use phalanx_actors::Exit;
 use quinn::{Connection, ConnectionError, ReadError, VarInt};
 use tokio::{
-    sync::{Semaphore, oneshot},
+    sync::{Semaphore, mpsc, oneshot},
     task::{AbortHandle, JoinSet},
 };
 
 use crate::{
+    ask::{Asking, run_asks},
     config::Limits,
-    driven::sending_at_once,
     endpoint::{Node, presented},
     event::{LossReason, Peer},
     flow::{FLOW_PATH, Signal, Taken, Window},
     frame::{
-        Ask, Frame, FrameError, HEADER_BYTES, Header, Kind, MonitorPath, NAME_BYTES_MAX, Open, ROUTES_SINCE, Reply,
-        Tell, View, check_names, encode, status,
+        Frame, FrameError, HEADER_BYTES, Header, Kind, MonitorPath, NAME_BYTES_MAX, ROUTES_SINCE, Reply, Tell, View,
+        check_names, encode,
     },
     groups::Groups,
     hello::Origin,
@@ -38,8 +37,8 @@ use crate::{
     monitor::Watcher,
     outbox::{Dialect, Outbox, PushError},
     peer::{Counters, PeerSlot},
+    requests::accept_streams,
     standing::Standing,
-    stream::{self, Resetting},
     ties::{self, Ties},
 };
 
@@ -90,14 +89,18 @@ pub(crate) struct Link {
     pub(crate) control: Outbox,
     pub(crate) tells: Outbox,
     pub(crate) asks: Semaphore,
+    /// To the task that asks for others.
+    pub(crate) asking: mpsc::UnboundedSender<Asking>,
+    /// Taken by that task.
+    asked: Mutex<Option<mpsc::UnboundedReceiver<Asking>>>,
     pub(crate) streams: Arc<Semaphore>,
     /// One permit from each lane's writer when all that it was given has been acknowledged.
     pub(crate) written: Semaphore,
     /// Asks of the peer that are being handled.
-    handling: AtomicUsize,
-    ask_budget: Arc<Semaphore>,
+    pub(crate) handling: AtomicUsize,
+    pub(crate) ask_budget: Arc<Semaphore>,
     /// Bytes of replies to the peer.
-    reply_budget: Arc<Semaphore>,
+    pub(crate) reply_budget: Arc<Semaphore>,
     /// Bytes of replies of the peer.
     answer_budget: Arc<Semaphore>,
     /// What an inbox here holds of one path, and what of it is due to the peer.
@@ -139,6 +142,7 @@ impl Link {
         let standing = Standing::new(presented(&conn), node.credentials.now_secs());
         let window = Window::new(limits.inbox_messages, limits.inbox_bytes);
         let budget = |bytes: usize| Arc::new(Semaphore::new((bytes / BUDGET_UNIT_BYTES).clamp(1, MAX_UNITS)));
+        let (asking, asked) = mpsc::unbounded_channel();
         Self {
             peer,
             origin,
@@ -148,6 +152,8 @@ impl Link {
             control: Outbox::new(limits.control_outbox_messages, limits.outbox_bytes),
             tells: Outbox::new(limits.outbox_messages, limits.outbox_bytes),
             asks: Semaphore::new(limits.asks_in_flight as usize),
+            asking,
+            asked: Mutex::new(Some(asked)),
             streams: Arc::new(Semaphore::new(limits.streams_open as usize)),
             written: Semaphore::new(0),
             handling: AtomicUsize::new(0),
@@ -349,6 +355,9 @@ pub(crate) async fn run(
     others.spawn(write_lane(c.clone(), Lane::Control, control_send));
     others.spawn(write_tells(c.clone()));
     others.spawn(accept_streams(c.clone()));
+    if let Some(asked) = c.link.asked.lock().take() {
+        others.spawn(run_asks(c.clone(), asked));
+    }
     others.spawn(read_datagrams(c.clone()));
     c.link.keep_reader(readers.spawn(read_lane(c.clone(), Lane::Control, control_recv)));
     c.link.keep_reader(readers.spawn(read_tells(c.clone())));
@@ -437,205 +446,6 @@ fn take_monitor(c: &Context, monitor: &MonitorPath<'_>) -> Result<(), FrameError
     Ok(())
 }
 
-async fn accept_streams(c: Context) {
-    while let Ok((send, recv)) = c.link.conn.accept_bi().await {
-        // What is done with the stream here, its handler's thread need not wait for the transport's to do.
-        let _ = send.set_priority(MESSAGE_PRIORITY);
-        let given_up = send.stopped();
-        // Bounded by the stream limit that QUIC keeps for us.
-        let mut request = Box::pin(read_request(c.clone(), recv));
-        // Mostly it came with the packet that opened the stream, and need not be read by another thread.
-        let Some(request) = (&mut request).now_or_never() else {
-            c.node.handlers.spawn(read_and_serve(c.clone(), send, request, given_up));
-            continue;
-        };
-        // Of a body the two halves end each by itself.
-        let is_ask = matches!(&request, Ok((frame, ..)) if frame.kind == Kind::Ask);
-        let serving = c.node.handlers.spawn(serve_stream(c.clone(), send, request)).abort_handle();
-        if is_ask {
-            // It ends at the latest when the reply was acknowledged.
-            c.node.driver.spawn(async move {
-                gone(given_up).await;
-                serving.abort();
-            });
-        }
-    }
-}
-
-/// The asker is gone, with its node or without: nobody wants the answer, so the handler's future is dropped. Also ready when it
-/// has got its answer.
-async fn gone(given_up: impl Future<Output = Result<Option<VarInt>, quinn::StoppedError>>) {
-    // Whichever it is.
-    let _ = given_up.await;
-}
-
-/// A request, its place in the budget, and what is left to read of its stream.
-type Request = (Frame, Option<tokio::sync::OwnedSemaphorePermit>, Option<quinn::RecvStream>);
-
-async fn read_and_serve(
-    c: Context,
-    send: quinn::SendStream,
-    request: impl Future<Output = Result<Request, ReadFrameError>>,
-    given_up: impl Future<Output = Result<Option<VarInt>, quinn::StoppedError>>,
-) {
-    let within = Duration::from_millis(c.node.timings.request_read_ms);
-    // Too slow is as good as gone.
-    let request = tokio::time::timeout(within, request).await.unwrap_or(Err(ReadFrameError::Gone));
-    let is_ask = matches!(&request, Ok((frame, ..)) if frame.kind == Kind::Ask);
-    let serving = serve_stream(c, send, request);
-    if !is_ask {
-        return serving.await;
-    }
-    tokio::select! {
-        biased;
-        () = serving => {}
-        () = gone(given_up) => {}
-    }
-}
-
-async fn serve_stream(c: Context, send: quinn::SendStream, request: Result<Request, ReadFrameError>) {
-    let send = Resetting::new(send);
-    match request {
-        Ok(_) if c.link.is_cast_out() => drop(send),
-        Ok((frame, budget, recv)) => {
-            let served = match recv {
-                None => serve_ask(&c, &frame, send).await,
-                Some(recv) => serve_open(&c, &frame, send, recv).await,
-            };
-            drop(budget);
-            if let Err(error) = served {
-                c.link.violation(&error);
-            }
-        }
-        Err(ReadFrameError::Frame(error)) => c.link.violation(&error),
-        // The asker gave up, was too slow, or the connection is lost.
-        Err(ReadFrameError::Gone) => drop(send),
-    }
-}
-
-async fn read_request(c: Context, mut recv: quinn::RecvStream) -> Result<Request, ReadFrameError> {
-    let header = read_header(&mut recv, c.node.limits.frame_bytes).await?;
-    if !matches!(header.kind, Kind::Ask | Kind::Open) {
-        return Err(FrameError::Unexpected(header.kind).into());
-    }
-    let units = units(header.payload_bytes, c.node.limits.ask_bytes);
-    let budget = c.link.ask_budget.clone().acquire_many_owned(units).await;
-    let payload = read_payload(&mut recv, header.payload_bytes).await?;
-    let frame = Frame { kind: header.kind, payload };
-    if header.kind == Kind::Ask {
-        take_end(&mut recv);
-        return Ok((frame, budget.ok(), None));
-    }
-    Ok((frame, budget.ok(), Some(recv)))
-}
-
-/// Takes note of the end of a stream that has come with its last bytes, without which QUIC would tell the sender to stop. Only where
-/// nothing may follow.
-pub(crate) fn take_end(recv: &mut quinn::RecvStream) {
-    let _ = recv.read_chunk(1, true).now_or_never();
-}
-
-/// What so many bytes take of a budget; never more than all of it.
-fn units(bytes: usize, budget_bytes: usize) -> u32 {
-    let most = (budget_bytes / BUDGET_UNIT_BYTES).clamp(1, MAX_UNITS);
-    u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES).clamp(1, most)).unwrap_or(u32::MAX)
-}
-
-async fn serve_ask(c: &Context, frame: &Frame, mut send: Resetting) -> Result<(), FrameError> {
-    let ask: Ask<'_> = frame.read()?;
-    check_names([ask.path, ask.name])?;
-    Counters::add(&c.link.counters.received);
-    let handling = Handling::new(&c.link.handling);
-    let body = frame.payload.slice_ref(ask.body);
-    let (status, body) = c.node.answer(c.link.peer.clone(), &ask, body).await;
-    let limit = c.node.limits.reply_bytes;
-    // Held until QUIC has taken the reply, for which the asker has to read.
-    let budget = c.link.reply_budget.try_acquire_many(units(body.len(), limit));
-    let reply = match &budget {
-        Ok(_) => c.node.encode_reply(status, &body),
-        Err(_) => {
-            let text =
-                format!("{limit} bytes of replies to {} wait to be read: ask for less at a time", c.link.peer.node);
-            c.node.encode_reply(status::FAILED, text.as_bytes())
-        }
-    };
-    drop(body);
-    Counters::add(&c.link.counters.sent);
-    let writing = async {
-        if send.write(reply).await.is_ok() {
-            send.finish();
-        }
-    };
-    // One of many goes with the next packets of the transport's thread.
-    if handling.is_alone() {
-        sending_at_once(writing).await
-    } else {
-        writing.await
-    }
-    Ok(())
-}
-
-/// An ask of the peer that is being handled.
-struct Handling<'a>(&'a AtomicUsize);
-
-impl<'a> Handling<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
-    }
-
-    fn is_alone(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 1
-    }
-}
-
-impl Drop for Handling<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-async fn serve_open(
-    c: &Context,
-    frame: &Frame,
-    mut send: Resetting,
-    recv: quinn::RecvStream,
-) -> Result<(), FrameError> {
-    let open: Open<'_> = frame.read()?;
-    check_names([open.path])?;
-    Counters::add(&c.link.counters.received);
-    let Some(handler) = c.node.registry.stream(open.path) else {
-        let reply = c.node.encode_reply(status::NO_PROC, &[]);
-        if send.write(reply).await.is_ok() {
-            send.finish();
-        }
-        return Ok(());
-    };
-    let reply = c.node.encode_reply(status::OK, &[]);
-    if send.write(reply).await.is_err() {
-        return Ok(());
-    }
-    let Some(send) = send.release() else {
-        return Ok(());
-    };
-    let _ = send.set_priority(BODY_PRIORITY);
-    let header = frame.payload.slice_ref(open.header);
-    let (send, recv) = stream::quic(send, recv, None);
-    let peer = c.link.peer.clone();
-    let path = open.path;
-    let handled = crate::guard::guarded(|| {
-        let handling = handler(peer, header, send, recv);
-        async move {
-            handling.await;
-            Ok(())
-        }
-    });
-    if let Err(failure) = handled.await {
-        tracing::warn!(path, "the stream handler of {path} failed: {failure:?}");
-    }
-    Ok(())
-}
-
 async fn read_datagrams(c: Context) {
     while let Ok(datagram) = c.link.conn.read_datagram().await {
         if c.link.is_cast_out() {
@@ -676,7 +486,7 @@ pub(crate) async fn read_frame(recv: &mut quinn::RecvStream, limit: usize) -> Re
     Ok(Frame { kind: header.kind, payload })
 }
 
-async fn read_header(recv: &mut quinn::RecvStream, limit: usize) -> Result<Header, ReadFrameError> {
+pub(crate) async fn read_header(recv: &mut quinn::RecvStream, limit: usize) -> Result<Header, ReadFrameError> {
     let mut header = [0; HEADER_BYTES];
     recv.read_exact(&mut header).await.map_err(|e| match e {
         quinn::ReadExactError::FinishedEarly(_) => FrameError::Truncated.into(),
@@ -686,7 +496,7 @@ async fn read_header(recv: &mut quinn::RecvStream, limit: usize) -> Result<Heade
 }
 
 /// Memory grows with what has arrived, not with what was announced.
-async fn read_payload(recv: &mut quinn::RecvStream, payload_bytes: usize) -> Result<Bytes, ReadFrameError> {
+pub(crate) async fn read_payload(recv: &mut quinn::RecvStream, payload_bytes: usize) -> Result<Bytes, ReadFrameError> {
     let mut payload = BytesMut::new();
     while payload.len() < payload_bytes {
         match recv.read_chunk(payload_bytes - payload.len(), true).await? {
@@ -698,6 +508,18 @@ async fn read_payload(recv: &mut quinn::RecvStream, payload_bytes: usize) -> Res
         }
     }
     Ok(payload.freeze())
+}
+
+/// Takes note of the end of a stream that has come with its last bytes, without which QUIC would tell the sender to stop. Only where
+/// nothing may follow.
+pub(crate) fn take_end(recv: &mut quinn::RecvStream) {
+    let _ = recv.read_chunk(1, true).now_or_never();
+}
+
+/// What so many bytes take of a budget; never more than all of it.
+pub(crate) fn units(bytes: usize, budget_bytes: usize) -> u32 {
+    let most = (budget_bytes / BUDGET_UNIT_BYTES).clamp(1, MAX_UNITS);
+    u32::try_from(bytes.div_ceil(BUDGET_UNIT_BYTES).clamp(1, most)).unwrap_or(u32::MAX)
 }
 
 /// Reads the reply of an ask or open. Replies from one peer that are being read have a budget: one that asks for a thousand

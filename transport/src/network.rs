@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Instant,
 };
 
@@ -14,9 +14,9 @@ use quinn::{
     AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::Sleep};
 
-use crate::driven::Driven;
+use crate::{driven::Driven, socket::UdpSocket};
 
 /// Makes the socket that a transport sends and receives packets on.
 pub trait Network: std::fmt::Debug + Send + Sync + 'static {
@@ -30,7 +30,7 @@ pub struct UdpNetwork;
 
 impl Network for UdpNetwork {
     fn bind(&self, addr: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        TokioRuntime.wrap_udp_socket(std::net::UdpSocket::bind(addr)?)
+        Ok(Arc::new(UdpSocket::bind(addr)?))
     }
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct DriverRuntime {
 impl Runtime for DriverRuntime {
     fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
         let _entered = self.handle.enter();
-        Box::pin(tokio::time::sleep_until(at.into()))
+        Box::pin(LazyTimer { sleep: Box::pin(tokio::time::sleep_until(at.into())), at: at.into() })
     }
 
     fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
@@ -63,6 +63,35 @@ impl Runtime for DriverRuntime {
 
     fn now(&self) -> Instant {
         tokio::time::Instant::now().into_std()
+    }
+}
+
+/// A timer that, put off, goes off once too early instead of being moved. QUIC puts its timers off with each packet, and on again with the
+/// next one; to move one to before all others wakes the thread of its runtime, which is mostly another than the one that sends.
+#[derive(Debug)]
+struct LazyTimer {
+    /// Never later than `at`.
+    sleep: Pin<Box<Sleep>>,
+    at: tokio::time::Instant,
+}
+
+impl AsyncTimer for LazyTimer {
+    fn reset(mut self: Pin<&mut Self>, at: Instant) {
+        self.at = at.into();
+        if self.at < self.sleep.deadline() {
+            self.sleep.as_mut().reset(at.into());
+        }
+    }
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            ready!(Future::poll(self.sleep.as_mut(), cx));
+            if self.sleep.deadline() >= self.at || tokio::time::Instant::now() >= self.at {
+                return Poll::Ready(());
+            }
+            let at = self.at;
+            self.sleep.as_mut().reset(at);
+        }
     }
 }
 

@@ -7,7 +7,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -15,7 +14,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use phalanx_actors::Exit;
 use serde::Serialize;
-use tokio::{runtime::Handle, task::AbortHandle};
+use tokio::{runtime::Handle, task::AbortHandle, time::Instant};
 
 use crate::{
     event::Peer,
@@ -56,8 +55,8 @@ pub(crate) fn encode_reply(reply: &impl Serialize) -> Outcome {
 
 /// Handles one type of message at one path.
 pub(crate) trait Serve: Send + Sync {
-    /// Ends within `deadline`.
-    fn ask(&self, peer: Peer, body: Bytes, deadline: Duration) -> BoxFuture<'static, Outcome>;
+    /// Whoever waits drops it at `deadline`: so it needs no clock of its own.
+    fn ask(&self, peer: Peer, body: Bytes, deadline: Instant) -> BoxFuture<'static, Outcome>;
     /// Takes tells.
     fn teller(self: Arc<Self>) -> Result<Box<dyn Teller>, Failure>;
 }

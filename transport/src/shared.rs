@@ -1,13 +1,14 @@
 //! Actors that other nodes may refer to: the attached system, and for each shared type of actor what it may be sent. Finds
 //! and hands over; decides nothing about peers.
 
-use std::{collections::HashMap, marker::PhantomData, sync::Arc, time::Duration};
+use std::{collections::HashMap, marker::PhantomData, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use parking_lot::RwLock;
 use phalanx_actors::{Actor, ActorType, AnyRef, Handler, Message, System};
 use serde::Serialize;
+use tokio::time::Instant;
 
 use crate::{
     endpoint::Node,
@@ -50,7 +51,7 @@ impl<A: Actor> Protocol<A> {
 /// How a message is decoded and given to an actor.
 #[derive(Clone, Copy)]
 pub(crate) struct HandOver {
-    pub(crate) ask: fn(Arc<Node>, AnyRef, Bytes, Duration) -> BoxFuture<'static, Outcome>,
+    pub(crate) ask: fn(Arc<Node>, AnyRef, Bytes, Instant) -> BoxFuture<'static, Outcome>,
     pub(crate) teller: fn(AnyRef) -> Result<Box<dyn Teller>, Failure>,
 }
 
@@ -64,7 +65,7 @@ impl HandOver {
     }
 }
 
-fn ask<A, M>(node: Arc<Node>, target: AnyRef, body: Bytes, deadline: Duration) -> BoxFuture<'static, Outcome>
+fn ask<A, M>(node: Arc<Node>, target: AnyRef, body: Bytes, deadline: Instant) -> BoxFuture<'static, Outcome>
 where
     A: Handler<M>,
     M: Remote + Message<Reply = <M as Remote>::Reply>,
@@ -74,7 +75,7 @@ where
         // A node that waits for its own actor would keep itself from closing.
         drop(node);
         let actor = target.downcast::<A>().ok_or(Failure::NoProc)?;
-        answered(actor.ask_timeout(message, deadline).await)
+        answered(actor.ask_due(message, deadline).await)
     })
 }
 

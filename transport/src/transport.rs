@@ -22,7 +22,7 @@ use tokio::{
     runtime::{Handle, Runtime},
     sync::{broadcast, oneshot, watch},
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use crate::{
@@ -40,11 +40,12 @@ use crate::{
     inbox::{Batch, Lane},
     link::{CloseCode, Link},
     monitor::{Monitor, Watcher},
+    named::RemoteNamed,
     network::{ClosedSocket, DriverRuntime},
     outbox::Dialect,
     peer::Counters,
     random::Random,
-    refs::{self, LOOKUP_PATH, Lookup, Reader, RemoteAddress, RemoteNamed, RemoteRef},
+    refs::{self, LOOKUP_PATH, Lookup, Reader, RemoteAddress, RemoteRef},
     registry::{Failure, Outcome, Serve, encode_reply},
     remote::{Envelope, Remote},
     shared::RemoteActor,
@@ -601,12 +602,9 @@ where
     F: Fn(Peer, M) -> Fut + Send + Sync + 'static,
     Fut: Future<Output = Result<M::Reply, String>> + Send + 'static,
 {
-    fn ask(&self, peer: Peer, body: Bytes, deadline: Duration) -> BoxFuture<'static, Outcome> {
+    fn ask(&self, peer: Peer, body: Bytes, _: Instant) -> BoxFuture<'static, Outcome> {
         let handling = read_message(&self.node, &body).map(|message| (self.f)(peer, message));
-        Box::pin(async move {
-            let handled = timeout(deadline, handling?).await.map_err(|_| Failure::Timeout)?;
-            encode_reply(&handled.map_err(Failure::Failed)?)
-        })
+        Box::pin(async move { encode_reply(&handling?.await.map_err(Failure::Failed)?) })
     }
 
     fn teller(self: Arc<Self>) -> Result<Box<dyn Teller>, Failure> {
@@ -640,11 +638,12 @@ where
     A: Handler<M>,
     M: Remote + Message<Reply = <M as Remote>::Reply>,
 {
-    fn ask(&self, _: Peer, body: Bytes, deadline: Duration) -> BoxFuture<'static, Outcome> {
+    fn ask(&self, _: Peer, body: Bytes, deadline: Instant) -> BoxFuture<'static, Outcome> {
         let message = read_message::<M>(&self.node, &body);
         let actor = self.actor.clone();
         Box::pin(async move {
-            let reply = actor.ask_timeout(message?, deadline).await.map_err(Failure::from)?;
+            let actor = actor.resolve().ok_or(Failure::NoProc)?;
+            let reply = actor.ask_due(message?, deadline).await.map_err(Failure::from)?;
             encode_reply(&reply)
         })
     }

@@ -181,6 +181,84 @@ async fn an_ask_ends_at_its_deadline_and_its_handler_with_it() {
     close(&[&a, &b]).await;
 }
 
+/// Counts who is alive; one of them panics when it is dropped.
+struct Alive {
+    all: Arc<AtomicUsize>,
+    panics: bool,
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.all.fetch_sub(1, Ordering::SeqCst);
+        assert!(!self.panics, "on request");
+    }
+}
+
+#[tokio::test]
+async fn of_many_asks_at_once_each_ends_by_itself() {
+    let (_ca, a, b) = pair().await;
+    let alive = Arc::<AtomicUsize>::default();
+    let of = alive.clone();
+    b.serve::<Number, _, _>("some", move |_, Number(n)| {
+        of.fetch_add(1, Ordering::SeqCst);
+        let alive = Alive { all: of.clone(), panics: n == 7 };
+        async move {
+            let _alive = (n % 2 == 1).then_some(alive);
+            match n % 4 {
+                0 => {}
+                2 => tokio::time::sleep(Duration::from_millis(n % 5)).await,
+                _ => std::future::pending().await,
+            }
+            Ok(())
+        }
+    });
+    // So many that they come in several packets, and more than are handed over together.
+    let asks: Vec<_> = (0..300)
+        .map(|n| {
+            let limit = if n % 4 == 3 { Duration::from_millis(200) } else { PATIENCE };
+            tokio::spawn(a.ask("b", "some", &Number(n), limit))
+        })
+        .collect();
+    for (n, ask) in asks.into_iter().enumerate() {
+        match n % 4 {
+            0 | 2 => assert_eq!(within(ask).await.expect("no panic"), Ok(()), "{n}"),
+            // Given up; whoever handles it, too.
+            1 => ask.abort(),
+            _ => {
+                let timed_out = AskError::Timeout { node: "b".into(), path: "some".into() };
+                assert_eq!(within(ask).await.expect("no panic"), Err(timed_out), "{n}");
+            }
+        }
+    }
+    until(|| alive.load(Ordering::SeqCst) == 0).await;
+    assert_eq!(a.ask("b", "some", &Number(0), PATIENCE).await, Ok(()));
+    close(&[&a, &b]).await;
+}
+
+#[tokio::test]
+async fn of_many_asks_at_once_none_outlives_the_connection() {
+    let (_ca, a, b) = pair().await;
+    let alive = Arc::<AtomicUsize>::default();
+    let of = alive.clone();
+    b.serve::<Number, _, _>("never", move |_, _| {
+        of.fetch_add(1, Ordering::SeqCst);
+        let alive = Alive { all: of.clone(), panics: false };
+        async move {
+            let _alive = alive;
+            std::future::pending().await
+        }
+    });
+    let asks: Vec<_> = (0..100).map(|n| tokio::spawn(a.ask("b", "never", &Number(n), PATIENCE))).collect();
+    until(|| alive.load(Ordering::SeqCst) == 100).await;
+    a.remove_peer("b");
+    for ask in asks {
+        let lost = AskError::NoConnection { node: "b".into() };
+        assert_eq!(within(ask).await.expect("no panic"), Err(lost));
+    }
+    until(|| alive.load(Ordering::SeqCst) == 0).await;
+    close(&[&a, &b]).await;
+}
+
 #[tokio::test]
 async fn an_ask_waits_for_a_connection_and_then_gives_up_without_one() {
     let ca = Ca::new();
