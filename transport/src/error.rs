@@ -222,6 +222,15 @@ pub enum SpreadError {
     TooMany(usize),
 }
 
+/// A message that was not taken, with the reason.
+#[derive(Debug)]
+pub struct Rejected<M> {
+    /// Why.
+    pub error: SendError,
+    /// What was to be told.
+    pub message: M,
+}
+
 /// Why a tell or datagram was not taken. `Ok` means taken, not arrived: delivery is at most once.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum SendError {

@@ -26,7 +26,6 @@ use std::{
         Arc, Weak,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -37,18 +36,19 @@ use phalanx_actors::{
     Rejected, SendError as LocalSendError,
 };
 use serde::{Deserialize, Serialize};
-use tokio::{task::AbortHandle, time::timeout};
+use tokio::{task::AbortHandle, time::Instant};
 
 use crate::{
     Transport,
     ask::{DEADLINE_MAX, Request},
     decode,
     endpoint::Node,
-    error::{AskError, SendError, SpreadError},
+    error::SpreadError,
     event::{LossReason, NodeName, Peer},
     frame::{Kind, Tell, encode},
     link::{CloseCode, Link},
     outbox::PushError,
+    receive::{local_ask_error, local_send_error},
     refs::{self, Reader},
     registry::{Failure, Outcome, Serve},
     remote::{Envelope, Remote},
@@ -592,13 +592,11 @@ impl<M> Serve for MemberHere<M>
 where
     M: Remote + Message<Reply = <M as Remote>::Reply>,
 {
-    fn ask(&self, _: Peer, body: Bytes, deadline: Duration) -> BoxFuture<'static, Outcome> {
+    fn ask(&self, _: Peer, body: Bytes, _: Instant) -> BoxFuture<'static, Outcome> {
         // The node is not held while the member takes its time: one that waits for its own actor would keep itself from closing.
         let message = self.node.upgrade().ok_or(Failure::NoProc).and_then(|node| refs::read::<M>(&node, &body));
         let recipient = self.recipient.clone();
-        Box::pin(
-            async move { timeout(deadline, recipient.ask(message?)).await.map_or(Err(Failure::Timeout), answered) },
-        )
+        Box::pin(async move { answered(recipient.ask(message?).await) })
     }
 
     fn teller(self: Arc<Self>) -> Result<Box<dyn Teller>, Failure> {
@@ -668,14 +666,14 @@ where
             return Err(Rejected { error: LocalSendError::Closed, message });
         };
         let told = refs::tell(&link, &self.path, None, &message);
-        told.map_err(|error| Rejected { error: send_error(error), message })
+        told.map_err(|error| Rejected { error: local_send_error(error), message })
     }
 
     fn send(&self, message: M) -> BoxFuture<'static, Result<(), LocalSendError>> {
         let (way, path) = (self.way(), self.path.clone());
         Box::pin(async move {
             let (_own, link) = way.ok_or(LocalSendError::Closed)?;
-            refs::send(link, &path, None, message).await.map_err(send_error)
+            refs::send(link, &path, None, message).await.map_err(local_send_error)
         })
     }
 
@@ -687,50 +685,12 @@ where
         });
         Box::pin(async move {
             let (own, request) = way.ok_or(LocalAskError::Exited(Exit::NoConnection))?;
-            refs::ask(&own, request, &path, message).await.map_err(ask_error)
+            refs::ask(&own, request, &path, message).await.map_err(local_ask_error)
         })
     }
 
     fn pid(&self) -> Option<phalanx_actors::Pid> {
         None
-    }
-}
-
-fn send_error(error: SendError) -> LocalSendError {
-    match error {
-        SendError::Full { .. } => LocalSendError::Full,
-        SendError::Closed
-        | SendError::NoConnection { .. }
-        | SendError::NoProc { .. }
-        | SendError::Unsupported { .. } => LocalSendError::Closed,
-        SendError::TooLarge { .. } | SendError::Unencodable(_) => {
-            // The groups of a single system have no word for it.
-            tracing::warn!("a message to a group's member elsewhere was not sent: {error}");
-            LocalSendError::Closed
-        }
-    }
-}
-
-fn ask_error(error: AskError) -> LocalAskError {
-    match error {
-        AskError::NoProc { .. } => LocalAskError::NoProc,
-        AskError::Exited { exit, .. } => LocalAskError::Exited(exit),
-        AskError::NoReply { .. } => LocalAskError::NoReply,
-        AskError::Timeout { .. } => LocalAskError::Timeout,
-        AskError::Closed | AskError::NoConnection { .. } | AskError::Refused { .. } => {
-            LocalAskError::Exited(Exit::NoConnection)
-        }
-        AskError::BadMessage { .. }
-        | AskError::BadReply { .. }
-        | AskError::OtherType { .. }
-        | AskError::Remote(_)
-        | AskError::TooLarge { .. }
-        | AskError::Unencodable(_)
-        | AskError::Unsupported { .. }
-        | AskError::UnknownMessage { .. } => {
-            tracing::warn!("a question to a group's member elsewhere has no answer: {error}");
-            LocalAskError::NoReply
-        }
     }
 }
 

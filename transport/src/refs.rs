@@ -1,25 +1,25 @@
-//! References to actors of any node, with the methods of a local [`Ref`](phalanx_actors::Ref): to one incarnation
-//! ([`RemoteRef`]), and to whoever runs at a path of a node ([`RemoteNamed`]). They hold no connection: each call uses the one
+//! References to one incarnation of an actor of any node, with the methods of a local [`Ref`](phalanx_actors::Ref), and what
+//! [`RemoteNamed`](crate::RemoteNamed) shares with them. They hold no connection: each call uses the one
 //! that is up. Must never block, and never reach another incarnation than the one they were made for.
 
 use std::{
     cell::{Cell, RefCell},
     fmt,
     future::Future,
-    marker::PhantomData,
     sync::Arc,
     time::Duration,
 };
 
 use parking_lot::Mutex;
-use phalanx_actors::{Actor, Exit, Handler, Message, Named, Pid, Ref, Trace};
+use phalanx_actors::{Actor, Exit, Handler, Message, Pid, Ref, Trace};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
+use tokio::time::Instant;
 
 use crate::{
-    ask::{DEADLINE_MAX, Request},
+    ask::{Request, deadline_in},
     decode,
     endpoint::Node,
-    error::{AskError, SendError},
+    error::{AskError, Rejected, SendError},
     event::NodeName,
     flow::Letter,
     frame::{Kind, More, Signal, encode, signal},
@@ -140,13 +140,27 @@ impl<A: Actor> RemoteRef<A> {
         A: Handler<M>,
         M: Remote + Message<Reply = <M as Remote>::Reply>,
     {
+        self.try_tell(message).map_err(|rejected| rejected.error)
+    }
+
+    /// As [`tell`](Self::tell), and gives the message back when it is not taken.
+    ///
+    /// # Errors
+    /// As `tell`.
+    pub fn try_tell<M>(&self, message: M) -> Result<(), Rejected<M>>
+    where
+        A: Handler<M>,
+        M: Remote + Message<Reply = <M as Remote>::Reply>,
+    {
         match &self.0 {
-            Place::Here { actor, node } => {
-                actor.tell(message).map_err(|error| send_error(error, &node.me.node, actor.pid().path()))
-            }
+            Place::Here { actor, node } => actor.try_tell(message).map_err(|rejected| Rejected {
+                error: send_error(rejected.error, &node.me.node, actor.pid().path()),
+                message: rejected.message,
+            }),
             Place::There(there) => {
-                there.known_end()?;
-                tell(&*there.link()?, &there.address.path, Some(there.address.id), &message)
+                let told = there.known_end().and_then(|()| there.link());
+                let told = told.and_then(|link| tell(&link, &there.address.path, Some(there.address.id), &message));
+                told.map_err(|error| Rejected { error, message })
             }
         }
     }
@@ -187,7 +201,7 @@ impl<A: Actor> RemoteRef<A> {
         A: Handler<M>,
         M: Remote + Message<Reply = <M as Remote>::Reply>,
     {
-        self.ask_timeout(message, DEADLINE_MAX)
+        self.ask_until(message, None)
     }
 
     /// As [`ask`](Self::ask), for at most `limit`. Dropping the future takes the question back if it is not being handled yet.
@@ -203,18 +217,36 @@ impl<A: Actor> RemoteRef<A> {
         A: Handler<M>,
         M: Remote + Message<Reply = <M as Remote>::Reply>,
     {
-        let me = self.clone();
+        self.ask_until(message, deadline_in(limit))
+    }
+
+    /// As [`ask`](Self::ask), until `deadline` at most; `None` is without limit. The actor knows what is left of it when the question
+    /// arrives, as [`Ctx::deadline`](phalanx_actors::Ctx::deadline).
+    ///
+    /// # Errors
+    /// As `ask`.
+    pub fn ask_until<M, D>(
+        &self,
+        message: M,
+        deadline: D,
+    ) -> impl Future<Output = Result<<M as Remote>::Reply, AskError>> + Send + use<A, M, D>
+    where
+        A: Handler<M>,
+        D: Into<Option<Instant>>,
+        M: Remote + Message<Reply = <M as Remote>::Reply>,
+    {
+        let (me, deadline) = (self.clone(), deadline.into());
         async move {
             match &me.0 {
                 Place::Here { actor, node } => {
-                    let asked = actor.ask_timeout(message, limit).await;
+                    let asked = actor.ask_until(message, deadline).await;
                     asked.map_err(|error| ask_error(error, &node.me.node, actor.pid().path()))
                 }
                 Place::There(there) => {
-                    let address = &there.address;
-                    let request = Request::new(&there.node, &address.node, &address.path, Envelope::of::<M>(), limit)
-                        .of_incarnation(address.incarnation, address.id);
-                    ask(&there.node, request, &address.path, message).await
+                    let RemoteAddress { node, incarnation, path, id } = &there.address;
+                    let request = Request::until(&there.node, node, path, Envelope::of::<M>(), deadline)
+                        .of_incarnation(*incarnation, *id);
+                    ask(&there.node, request, path, message).await
                 }
             }
         }
@@ -376,157 +408,6 @@ pub(crate) fn read<T: DeserializeOwned>(node: &Arc<Node>, body: &[u8]) -> Result
     Reader::new(node).read(body)
 }
 
-/// A reference to whoever runs at a path of a node; each call finds the present incarnation, of the actor and of the node.
-pub struct RemoteNamed<A: Actor> {
-    own: Arc<Node>,
-    node: NodeName,
-    path: Arc<str>,
-    actor: PhantomData<fn(A)>,
-}
-
-impl<A: RemoteActor> RemoteNamed<A> {
-    pub(crate) fn new(own: &Arc<Node>, node: &str, path: &str) -> Self {
-        RemoteNamed { own: own.clone(), node: node.into(), path: path.into(), actor: PhantomData }
-    }
-
-    /// The node.
-    pub fn node(&self) -> &NodeName {
-        &self.node
-    }
-
-    /// The path there.
-    pub fn path(&self) -> &str {
-        &self.path
-    }
-
-    /// A reference to the present incarnation. Waits for a connection and for the answer of the node, for
-    /// [`Timings::lookup_ms`](crate::Timings::lookup_ms) at most.
-    ///
-    /// # Errors
-    /// [`AskError::NoProc`]: no shared actor runs there; [`AskError::OtherType`]: not one of type `A`.
-    pub async fn resolve(&self) -> Result<RemoteRef<A>, AskError> {
-        lookup(&self.own, &self.node, &self.path).await
-    }
-
-    /// See [`RemoteRef::tell`].
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub fn tell<M>(&self, message: M) -> Result<(), SendError>
-    where
-        A: Handler<M>,
-        M: Remote + Message<Reply = <M as Remote>::Reply>,
-    {
-        if let Some(actor) = self.local() {
-            return actor.tell(message).map_err(|error| send_error(error, &self.node, &self.path));
-        }
-        tell(&*current_link(&self.own, &self.node)?, &self.path, None, &message)
-    }
-
-    /// See [`RemoteRef::send`].
-    ///
-    /// # Errors
-    /// See [`SendError`].
-    pub fn send<M>(&self, message: M) -> impl Future<Output = Result<(), SendError>> + Send + use<A, M>
-    where
-        A: Handler<M>,
-        M: Remote + Message<Reply = <M as Remote>::Reply>,
-    {
-        let me = self.clone();
-        async move {
-            if let Some(actor) = me.local() {
-                let sent = actor.send(message).await;
-                return sent.map_err(|error| send_error(error, &me.node, &me.path));
-            }
-            send(current_link(&me.own, &me.node)?, &me.path, None, message).await
-        }
-    }
-
-    /// See [`RemoteRef::ask`].
-    ///
-    /// # Errors
-    /// See [`AskError`].
-    pub fn ask<M>(&self, message: M) -> impl Future<Output = Result<<M as Remote>::Reply, AskError>> + Send + use<A, M>
-    where
-        A: Handler<M>,
-        M: Remote + Message<Reply = <M as Remote>::Reply>,
-    {
-        self.ask_timeout(message, DEADLINE_MAX)
-    }
-
-    /// See [`RemoteRef::ask_timeout`].
-    ///
-    /// # Errors
-    /// See [`AskError`].
-    pub fn ask_timeout<M>(
-        &self,
-        message: M,
-        limit: Duration,
-    ) -> impl Future<Output = Result<<M as Remote>::Reply, AskError>> + Send + use<A, M>
-    where
-        A: Handler<M>,
-        M: Remote + Message<Reply = <M as Remote>::Reply>,
-    {
-        let me = self.clone();
-        async move {
-            if let Some(actor) = me.local() {
-                let asked = actor.ask_timeout(message, limit).await;
-                return asked.map_err(|error| ask_error(error, &me.node, &me.path));
-            }
-            let request = Request::new(&me.own, &me.node, &me.path, Envelope::of::<M>(), limit).at_once();
-            ask(&me.own, request, &me.path, message).await
-        }
-    }
-
-    /// Asks whoever runs there to stop. See [`Pid::stop`].
-    ///
-    /// # Errors
-    /// No connection to the node now.
-    pub fn stop(&self, reason: Exit) -> Result<(), SendError> {
-        match self.local() {
-            Some(actor) => actor.stop(reason),
-            None => self.signal(signal::STOP, &write_exit(&reason))?,
-        }
-        Ok(())
-    }
-
-    /// Ends whoever runs there. See [`Pid::kill`].
-    ///
-    /// # Errors
-    /// As [`stop`](Self::stop).
-    pub fn kill(&self) -> Result<(), SendError> {
-        match self.local() {
-            Some(actor) => actor.kill(),
-            None => self.signal(signal::KILL, &[])?,
-        }
-        Ok(())
-    }
-
-    /// On this node.
-    fn local(&self) -> Option<Named<A>> {
-        if self.node != self.own.me.node {
-            return None;
-        }
-        Some(self.own.shared.system()?.named(&self.path))
-    }
-
-    fn signal(&self, what: u8, reason: &[u8]) -> Result<(), SendError> {
-        signal_to(&*current_link(&self.own, &self.node)?, &self.path, None, what, reason)
-    }
-}
-
-impl<A: Actor> Clone for RemoteNamed<A> {
-    fn clone(&self) -> Self {
-        RemoteNamed { own: self.own.clone(), node: self.node.clone(), path: self.path.clone(), actor: PhantomData }
-    }
-}
-
-impl<A: Actor> fmt::Debug for RemoteNamed<A> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "RemoteNamed({}@{})", self.path, self.node)
-    }
-}
-
 // ---- lookups ---------------------------------------------------------------------------------------------------------------
 
 /// Where every node answers lookups; no path of a tree reads so.
@@ -598,7 +479,7 @@ pub(crate) async fn lookup<A: RemoteActor>(own: &Arc<Node>, node: &str, path: &s
 
 // ---- on the way ------------------------------------------------------------------------------------------------------------
 
-fn current_link(own: &Node, node: &str) -> Result<Arc<Link>, SendError> {
+pub(crate) fn current_link(own: &Node, node: &str) -> Result<Arc<Link>, SendError> {
     if !own.is_running() {
         return Err(SendError::Closed);
     }
@@ -713,7 +594,7 @@ pub(crate) fn read_reply<T: DeserializeOwned>(own: &Arc<Node>, path: &str, reply
     })
 }
 
-fn signal_to(link: &Link, path: &str, pid: Option<u64>, what: u8, reason: &[u8]) -> Result<(), SendError> {
+pub(crate) fn signal_to(link: &Link, path: &str, pid: Option<u64>, what: u8, reason: &[u8]) -> Result<(), SendError> {
     if !link.has_references() {
         return Err(SendError::Unsupported { node: link.peer.node.to_string() });
     }
@@ -738,7 +619,7 @@ impl Link {
     }
 }
 
-fn send_error(error: phalanx_actors::SendError, node: &str, path: &str) -> SendError {
+pub(crate) fn send_error(error: phalanx_actors::SendError, node: &str, path: &str) -> SendError {
     match error {
         phalanx_actors::SendError::Full => SendError::Full { node: node.into() },
         phalanx_actors::SendError::Closed | phalanx_actors::SendError::NoProc => {
@@ -747,7 +628,7 @@ fn send_error(error: phalanx_actors::SendError, node: &str, path: &str) -> SendE
     }
 }
 
-fn ask_error(error: phalanx_actors::AskError, node: &str, path: &str) -> AskError {
+pub(crate) fn ask_error(error: phalanx_actors::AskError, node: &str, path: &str) -> AskError {
     use phalanx_actors::AskError as Local;
     let text = error.to_string();
     let (node, path) = (node.into(), path.into());

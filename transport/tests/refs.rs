@@ -4,11 +4,13 @@ mod support;
 #[path = "support/worker.rs"]
 mod worker;
 
-use phalanx_actors::{Exit, Restart, Trace};
+use phalanx_actors::{AskError as LocalAskError, Exit, Recipient, Restart, Trace};
 use phalanx_transport::{
-    AskError, AttachError, Direction, PeerEvent, RemoteAddress, RemoteRef, SendError, Transport, TransportConfig,
+    AskError, AttachError, Direction, PeerEvent, Rejected, RemoteAddress, RemoteRef, SendError, Transport,
+    TransportConfig,
 };
 use support::*;
+use tokio::time::Instant;
 use worker::*;
 
 /// Two connected nodes with their actors.
@@ -220,6 +222,104 @@ async fn an_ask_ends_with_the_exit_no_reply_the_deadline_or_an_unknown_message_a
     }
     assert_eq!(within(scene.far("top/v").await.ask(Do::Add(1))).await, Ok(1));
     assert_eq!(events_so_far(&mut events), []);
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_deadline_travels_with_the_question_and_one_that_has_passed_asks_nobody() {
+    let mut scene = Scene::new(Restart::Permanent).await;
+    let local = scene.a.reference(&scene.near.worker("top/w"));
+    let (far, named) = (scene.far("top/w").await, scene.a.named::<Worker>("b", "top/w"));
+    let near_named = scene.a.named::<Worker>("a", "top/w");
+    let deadline = Instant::now() + PATIENCE;
+    for asked in [
+        within(local.ask_until(Do::Left, deadline)).await,
+        within(far.ask_until(Do::Left, deadline)).await,
+        within(near_named.ask_until(Do::Left, deadline)).await,
+        within(named.ask_until(Do::Left, deadline)).await,
+    ] {
+        let left = u128::from(asked.expect("answered"));
+        assert!(left > 0 && left <= PATIENCE.as_millis() + 2, "{left} ms");
+    }
+    assert_eq!(within(local.ask_until(Do::Left, None)).await, Ok(0));
+    let month_ms = 30 * 24 * 3_600_000;
+    assert!(within(far.ask_until(Do::Left, None)).await.is_ok_and(|left| left > month_ms / 2));
+    // Longer than any clock.
+    assert!(within(far.ask_timeout(Do::Left, std::time::Duration::MAX)).await.is_ok());
+    let past = Instant::now();
+    let timeout = |node: &str| Err(AskError::Timeout { node: node.into(), path: "top/w".into() });
+    assert_eq!(within(local.ask_until(Do::Add(1), past)).await, timeout("a"));
+    assert_eq!(within(far.ask_until(Do::Add(1), past)).await, timeout("b"));
+    assert_eq!(within(named.ask_until(Do::Add(1), past)).await, timeout("b"));
+    assert_eq!(within(far.ask(Do::Add(2))).await, Ok(2));
+    assert_eq!(scene.far.next().await, Heard::Number(2));
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_message_that_is_not_taken_comes_back() {
+    let scene = Scene::new(Restart::Temporary).await;
+    let (far, named) = (scene.far("top/w").await, scene.a.named::<Worker>("b", "top/w"));
+    far.try_tell(Do::Add(1)).expect("room");
+    named.try_tell(Do::Add(1)).expect("room");
+    let back = |rejected: Result<(), Rejected<Do>>| match rejected {
+        Err(Rejected { error, message: Do::Add(n) }) => (error, n),
+        other => panic!("{other:?}"),
+    };
+    let no_proc = |node: &str| SendError::NoProc { node: node.into(), path: "top/w".into() };
+    let exited = far.pid();
+    scene.settled().await;
+    far.kill().expect("connected");
+    within(exited.exited()).await;
+    assert_eq!(back(far.try_tell(Do::Add(2))), (no_proc("b"), 2));
+    let local = scene.a.reference(&scene.near.worker("top/w"));
+    let near_named = scene.a.named::<Worker>("a", "top/w");
+    local.try_tell(Do::Add(1)).expect("room");
+    local.kill().expect("here");
+    within(local.pid().exited()).await;
+    assert_eq!(back(local.try_tell(Do::Add(3))), (no_proc("a"), 3));
+    assert_eq!(back(near_named.try_tell(Do::Add(4))), (no_proc("a"), 4));
+    scene.a.remove_peer("b");
+    until(|| !scene.a.is_connected("b")).await;
+    let no_connection = SendError::NoConnection { node: "b".into() };
+    assert_eq!(back(named.try_tell(Do::Add(5))), (no_connection.clone(), 5));
+    let unknown = scene.a.named::<Worker>("c", "top/w").try_tell(Do::Add(6));
+    assert_eq!(back(unknown), (SendError::NoConnection { node: "c".into() }, 6));
+    scene.end().await;
+}
+
+#[tokio::test]
+async fn a_reference_is_a_recipient_wherever_its_actor_runs() {
+    let mut scene = Scene::new(Restart::Temporary).await;
+    let local = scene.a.reference(&scene.near.worker("top/w"));
+    let far = scene.far("top/w").await;
+    let named = scene.a.named::<Worker>("b", "top/w");
+    let crew: Vec<Recipient<Do>> = vec![local.clone().into(), far.clone().into(), named.into()];
+    assert_eq!(crew[0].pid(), Some(local.pid()));
+    assert_eq!((crew[1].pid(), crew[2].pid()), (None, None));
+    for one in &crew {
+        one.tell(Do::Add(1)).expect("room");
+        within(one.send(Do::Add(2))).await.expect("room");
+        // A question to another node may overtake what was told.
+        assert!(within(one.ask(Do::Add(3))).await.is_ok_and(|sum| sum >= 3));
+    }
+    for (from, crew) in [(&mut scene.near, 1), (&mut scene.far, 2)] {
+        let mut sum = 0;
+        while sum < crew * 6 {
+            match from.next().await {
+                Heard::Number(n) => sum += n,
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(sum, crew * 6);
+    }
+    assert_eq!(within(crew[1].ask(Do::Ignore)).await, Err(LocalAskError::NoReply));
+    assert!(matches!(within(crew[1].ask(Do::Crash)).await, Err(LocalAskError::Exited(exit)) if crashed(&exit)));
+    assert_eq!(within(crew[2].ask(Do::Add(1))).await, Err(LocalAskError::NoProc));
+    scene.a.remove_peer("b");
+    until(|| !scene.a.is_connected("b")).await;
+    assert_eq!(within(crew[1].ask(Do::Add(1))).await, Err(LocalAskError::Exited(Exit::NoConnection)));
+    assert!(crew[2].try_tell(Do::Add(7)).is_err_and(|rejected| matches!(rejected.message, Do::Add(7))));
     scene.end().await;
 }
 

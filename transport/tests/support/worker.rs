@@ -8,7 +8,7 @@ use phalanx_actors::{
 };
 use phalanx_transport::{Protocol, Remote, RemoteActor, RemoteRef, Transport};
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::Instant};
 
 use super::support::within;
 
@@ -47,6 +47,8 @@ pub enum Do {
     Forward(RemoteRef<Worker>, u64),
     /// Writes down in which span it was sent.
     Trace,
+    /// Answers how many milliseconds are left until its deadline, rounded up; 0 without one.
+    Left,
     /// Never answers.
     Hold,
     /// Drops its replier.
@@ -131,6 +133,10 @@ impl Handler<Do> for Worker {
             Do::TrapExits => ctx.trap_exit(true),
             Do::Forward(other, n) => other.tell(Do::Add(n)).expect("connected"),
             Do::Trace => self.hear(Heard::Trace(Trace::current())),
+            Do::Left => {
+                let left = ctx.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
+                return left.map_or(0, |left| left.as_millis() as u64 + 1).into();
+            }
             Do::Hold => {
                 let (reply, replier) = ctx.defer();
                 ctx.spawn(async move {
