@@ -6,7 +6,7 @@ use rustls::pki_types::CertificateDer;
 
 use crate::{
     endpoint::{encode_datagram, parse_datagram},
-    flow::Letter,
+    flow::{self, Letter},
     frame::{
         Ask, Decoder, Frame, FrameError, HEADER_BYTES, Kind, MonitorPath, Open, PROTOCOL_VERSION, Reply, Route, Routed,
         Signal, Tell, encode, put_routed,
@@ -101,6 +101,9 @@ fn read(frame: &Frame) {
         assert_eq!(again, Some(Routed { number, trace, body }), "written and read again it is another message");
     }
     let _ = crate::decode::from_slice::<News<'_>>(&frame.payload);
+    if let Ok(tell) = frame.read::<Tell<'_>>() {
+        let _ = rmp_serde::from_slice::<flow::Signal>(tell.body);
+    }
     // What a handler does with a body of its own type.
     let _ = rmp_serde::from_slice::<(Vec<u32>, String, Option<Box<phalanx_actors::Exit>>)>(&frame.payload);
 }

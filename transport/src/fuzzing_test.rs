@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use proptest::{prelude::*, sample::Index};
 
 use super::*;
-use crate::frame::put_route;
+use crate::frame::{More, put_route};
 
 const CASES: u32 = 20_000;
 
@@ -137,6 +137,8 @@ fn the_seeds_are_what_this_build_sends() {
         dial: 3,
         accepted: (5, 2),
     };
+    let newest = Hello { version_max: PROTOCOL_VERSION, ..hello.clone() };
+    let newest = frame(Kind::Hello, encode(Kind::Hello, &newest, LIMIT));
     let welcome = Welcome { version: 1, cluster: CLUSTER.into(), node: "a".into(), incarnation: 7 };
     let hello = frame(Kind::Hello, encode(Kind::Hello, &hello, LIMIT));
     let welcome = frame(Kind::Welcome, encode(Kind::Welcome, &welcome, LIMIT));
@@ -151,6 +153,12 @@ fn the_seeds_are_what_this_build_sends() {
         let mut out = vec![];
         put(&mut out).map(|()| out)
     };
+    let more = Some(More { version_min: 1, pid: Some(7), trace: Some(trace) });
+    let credit = flow::Signal::Credit { path: "agent/pods".into(), messages: 64, bytes: 4_096 };
+    let credit = rmp_serde::to_vec(&credit).expect("encodes");
+    let credit = Tell { path: flow::FLOW_PATH, name: "flow/Signal", version: 1, body: &credit, more: None };
+    let proof = seeds("proof").remove(0);
+    let proof: Proof<'_> = rmp_serde::from_slice(&proof).expect("written by this test");
     let lanes = [
         frame(Kind::Tell, encode(Kind::Tell, &tell, LIMIT)),
         frame(Kind::Ask, encode(Kind::Ask, &ask, LIMIT)),
@@ -170,6 +178,11 @@ fn the_seeds_are_what_this_build_sends() {
             }),
         ),
         frame(Kind::Routed, routed(&|out| put_routed(out, 3, &letter, LIMIT))),
+        frame(Kind::Tell, encode(Kind::Tell, &Tell { more, ..tell }, LIMIT)),
+        frame(Kind::Ask, encode(Kind::Ask, &Ask { more, ..ask }, LIMIT)),
+        frame(Kind::Monitor, encode(Kind::Monitor, &MonitorPath { id: 1, path: "top/a", pid: Some(7) }, LIMIT)),
+        frame(Kind::Tell, encode(Kind::Tell, &credit, LIMIT)),
+        frame(Kind::Identity, encode(Kind::Identity, &proof, LIMIT)),
         frame(Kind::RoutedTraced, routed(&|out| put_routed(out, 3, &Letter { trace: Some(trace), ..letter }, LIMIT))),
     ];
     let chosen = |choice: [u8; 8], said: &[u8]| [&choice[..], said].concat();
@@ -186,6 +199,7 @@ fn the_seeds_are_what_this_build_sends() {
     all.push(("frames", "large".into(), [&[255, 100, 255, 7], &large[..], &lanes[0], &large].concat()));
     all.push(("hello", "first".into(), chosen([0; 8], &hello)));
     all.push(("hello", "again".into(), chosen([0, 1, 7, 1, 2, 7, 2, 0], &hello)));
+    all.push(("hello", "newest".into(), chosen([0; 8], &newest)));
     all.push(("hello", "stale".into(), chosen([0, 0, 9, 2, 9, 7, 9, 0], &hello)));
     all.push(("hello", "welcome".into(), chosen([0, 1, 0, 0, 0, 0, 0, 1], &welcome)));
     all.push(("certificate", "node".into(), names(&["n1.node.test.phalanx"])));
