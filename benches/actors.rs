@@ -265,6 +265,28 @@ mod tell {
             told(bencher, &here, counter, supervised_round);
         }
 
+        /// While someone looks: each message is timed.
+        #[divan::bench]
+        fn supervised_observed(bencher: Bencher) {
+            let here = Here::new();
+            let (system, _top) = here.run(async { super::supervised(ours::System::builder("n").local()).await });
+            let counter = system.lookup::<Counter>("top/counter").expect("runs");
+            let _observer = system.observe();
+            told(bencher, &here, counter, supervised_round);
+        }
+
+        /// Someone has looked, and does not any more.
+        #[divan::bench]
+        fn supervised_no_longer_observed(bencher: Bencher) {
+            let here = Here::new();
+            let (system, _top) = here.run(async { super::supervised(ours::System::builder("n").local()).await });
+            let counter = system.lookup::<Counter>("top/counter").expect("runs");
+            let observer = system.observe();
+            here.run(supervised_round(counter.clone()));
+            drop(observer);
+            told(bencher, &here, counter, supervised_round);
+        }
+
         /// As most of Phalanx does it: the path is looked up for each message.
         #[divan::bench]
         fn supervised_by_path(bencher: Bencher) {
