@@ -407,6 +407,12 @@ impl Pid {
         self.0.flags.load(Acquire) & (REQUESTS | CLAIMED) != 0
     }
 
+    /// How many exits of others, that it monitors or is linked to, it has not heard of yet: many, if it does not give its thread back. Whoever
+    /// brings links from elsewhere can refuse them to such an actor.
+    pub fn signals_waiting(&self) -> usize {
+        self.0.control.lock().ties.as_ref().map_or(0, |ties| ties.signals.len())
+    }
+
     /// Ends it: watchers, links and whoever started it learn the reason, once.
     pub(crate) fn set_exit(&self, exit: &Exit) {
         let (mut reporter, _waker, (watchers, links, groups, _proxy)) = {

@@ -201,7 +201,8 @@ impl Limits {
     /// what arrived and is not taken, requests and replies, tells that wait, what is told to it, monitors, links, members of groups. A node whose
     /// certificate is not of the cluster holds nothing but a place among the `handshakes`.
     ///
-    /// Not in it: what handlers keep themselves, and one message up to 16 KiB for each path that is served here.
+    /// Not in it: what handlers keep themselves, one message up to 16 KiB for each path that is served here, and for each actor that does not
+    /// take them 1,024 exits of what was linked to it.
     pub fn peer_bytes_max(&self) -> usize {
         // What it sent and we do not read, what we sent and it does not acknowledge.
         let windows = self.unread_bytes().saturating_add(self.unacknowledged_bytes());

@@ -401,7 +401,7 @@ pub(crate) fn take_control(c: &Context, frame: &View<'_>) -> Result<(), FrameErr
 
 /// The exit that a peer reports; one that only a newer version knows is not worth a connection.
 fn read_down(frame: &View<'_>) -> Result<(u64, Exit), FrameError> {
-    frame.read().or_else(|_| {
+    frame.read().map(|(id, exit)| (id, ties::bounded(exit))).or_else(|_| {
         let (id, _): (u64, serde::de::IgnoredAny) = frame.read()?;
         Ok((id, ties::unreadable()))
     })

@@ -29,6 +29,10 @@ use crate::{
 /// Longest path of an actor that links itself to one elsewhere, in bytes: the other side keeps it as long as the link.
 const LINK_PATH_BYTES_MAX: usize = 1 << 10;
 
+/// An actor that has not heard of so many exits takes no further links from elsewhere: each could leave one more, by being linked and ended
+/// again and again, or with a connection that comes and goes.
+const SIGNALS_WAITING_MAX: usize = 1_024;
+
 /// What a link costs the side that has not made it, in bytes: a stand-in with its path, as it is and as it is shown, and entries.
 pub(crate) const LINK_BYTES: usize = 3 << 10;
 
@@ -39,7 +43,52 @@ pub(crate) fn unreadable() -> Exit {
 
 /// Reads an exit; one that this build does not know is an error's.
 pub(crate) fn read_exit(bytes: &[u8]) -> Exit {
-    decode::from_slice(bytes).unwrap_or_else(|_| unreadable())
+    decode::from_slice(bytes).map_or_else(|_| unreadable(), bounded)
+}
+
+/// Longest text of an exit that a peer tells, in bytes: it is kept for as long as anybody may ask for it. What is longer is cut.
+pub(crate) const EXIT_TEXT_BYTES_MAX: usize = 1 << 10;
+
+/// Most exits within an exit that a peer tells: one for each supervisor that gave up over another.
+const EXIT_DEPTH_MAX: usize = 8;
+
+/// An exit that a peer tells, as it is kept here.
+pub(crate) fn bounded(exit: Exit) -> Exit {
+    fn cut(mut text: String) -> String {
+        if text.len() > EXIT_TEXT_BYTES_MAX {
+            text.truncate(text.floor_char_boundary(EXIT_TEXT_BYTES_MAX));
+            text.push('…');
+            text.shrink_to_fit();
+        }
+        text
+    }
+    fn within(exit: Exit, depth: usize) -> Exit {
+        if depth == 0 {
+            return unreadable();
+        }
+        match exit {
+            Exit::Panic { message, location } => Exit::Panic { message: cut(message), location: location.map(cut) },
+            Exit::Error(text) => Exit::Error(cut(text)),
+            Exit::ShutdownWith(text) => Exit::ShutdownWith(cut(text)),
+            Exit::RestartIntensity { child, last } => {
+                Exit::RestartIntensity { child: cut(child), last: Box::new(within(*last, depth - 1)) }
+            }
+            Exit::StartFailed { child, reason } => {
+                Exit::StartFailed { child: cut(child), reason: Box::new(within(*reason, depth - 1)) }
+            }
+            Exit::ArbiterStuck { path, doing } => {
+                Exit::ArbiterStuck { path: cut(path.into()).into(), doing: cut(doing.into()).into() }
+            }
+            short @ (Exit::Normal
+            | Exit::Shutdown
+            | Exit::Killed
+            | Exit::NoProc
+            | Exit::NoConnection
+            | Exit::ArbiterGone
+            | Exit::Ignore) => short,
+        }
+    }
+    within(exit, EXIT_DEPTH_MAX)
 }
 
 /// Writes an exit.
@@ -252,6 +301,12 @@ impl Link {
         let Some(target) = target else {
             return Ok(Some(Exit::NoProc));
         };
+        if target.signals_waiting() >= SIGNALS_WAITING_MAX {
+            return Ok(Some(Exit::Error(format!(
+                "{} does not take the exits of those it is linked to",
+                target.path()
+            ))));
+        }
         let max = node.limits.links;
         let Some((_pid, stand_in, serial)) = self.pid(&path.into(), id, false, max) else {
             // The connection is lost, and the actor there learns it.

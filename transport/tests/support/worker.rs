@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Each test file uses a part of it.
 
+use std::sync::mpsc as std_mpsc;
+
 use phalanx_actors::{
     Actor, ChildSpec, Ctx, Down, Exit, Handler, Message, Pid, Ref, Reply, Restart, Strategy, SupervisorSpec, System,
     Trace,
@@ -49,10 +51,35 @@ pub enum Do {
     Trace,
     /// Answers how many milliseconds are left until its deadline, rounded up; 0 without one.
     Left,
+    /// Keeps its thread until the test lets it go.
+    Stick(Stick),
     /// Never answers.
     Hold,
     /// Drops its replier.
     Ignore,
+}
+
+/// Where an actor is stuck; only within its own process.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Stick {
+    #[serde(skip)]
+    ends: Option<(std_mpsc::Sender<()>, std_mpsc::Receiver<()>)>,
+    never: (),
+}
+
+impl Stick {
+    /// Says so on the one channel, and goes on when the sender of the other is gone.
+    pub fn new(stuck: std_mpsc::Sender<()>, gate: std_mpsc::Receiver<()>) -> Self {
+        Self { ends: Some((stuck, gate)), never: () }
+    }
+
+    fn stay(self) {
+        if let Some((stuck, gate)) = self.ends {
+            stuck.send(()).expect("the test waits");
+            let _ = gate.recv();
+        }
+    }
 }
 
 impl Message for Do {
@@ -137,6 +164,7 @@ impl Handler<Do> for Worker {
                 let left = ctx.deadline().map(|deadline| deadline.saturating_duration_since(Instant::now()));
                 return left.map_or(0, |left| left.as_millis() as u64 + 1).into();
             }
+            Do::Stick(stick) => stick.stay(),
             Do::Hold => {
                 let (reply, replier) = ctx.defer();
                 ctx.spawn(async move {
