@@ -2,12 +2,16 @@
 
 mod support;
 
+use std::{sync::Arc, time::Duration};
+
+use parking_lot::Mutex;
 use phalanx_actors::{
     Actor, ChildSpec, Ctx, Exit, Handler, Message, Reply, Restart, Strategy, SupervisorRef, SupervisorSpec, System,
 };
 use phalanx_transport::{AskError, Remote, Transport};
 use serde::{Deserialize, Serialize};
 use support::*;
+use tokio::sync::mpsc;
 
 const PATH: &str = "top/counter";
 
@@ -145,6 +149,69 @@ async fn tells_on_a_route_that_is_known_reach_the_next_incarnation() {
     // It begins anew.
     told(0, 0).await;
     told(50, 50).await;
+    close(&[&a, &b]).await;
+    system.shutdown().await;
+}
+
+/// Writes down what it handles, and stays in one message until it is let go; that ends it.
+struct Slow {
+    heard: mpsc::UnboundedSender<u64>,
+    gate: Arc<Mutex<std::sync::mpsc::Receiver<()>>>,
+}
+
+impl Actor for Slow {}
+
+impl Handler<Add> for Slow {
+    fn handle(&mut self, Add(n): Add, _: &mut Ctx<Self>) -> Reply<u64> {
+        self.heard.send(n).expect("the test listens");
+        if n.is_multiple_of(1_000) {
+            self.gate.lock().recv().expect("the test lets it go");
+            panic!("crashed on request");
+        }
+        n.into()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_actor_that_crashes_over_a_full_mailbox_loses_what_was_in_it_and_no_more() {
+    const MAILBOX: usize = 8;
+    let (_ca, a, b) = pair().await;
+    let (heard, mut hears) = mpsc::unbounded_channel();
+    let (go, gate) = std::sync::mpsc::channel();
+    let gate = Arc::new(Mutex::new(gate));
+    let system = System::builder("node").build().expect("starts");
+    let slow = ChildSpec::actor("counter", move || Slow { heard: heard.clone(), gate: gate.clone() }).mailbox(MAILBOX);
+    system.start(SupervisorSpec::new("top", Strategy::OneForOne).unlimited().child(slow)).await.expect("starts");
+    b.expose::<Slow, Add>(PATH, system.named(PATH));
+    let dropped = || b.peers()[0].dropped_messages;
+    // So many that a batch waits for room when the actor ends, and others behind it.
+    const TOLD: u64 = 3_500;
+    for n in 1..=TOLD {
+        a.tell("b", PATH, &Add(n)).expect("room");
+    }
+    let in_mailboxes = || {
+        let info = system.tree().into_iter().find(|info| info.path == PATH).expect("known");
+        (info.queue_len, info.dropped)
+    };
+    let mut all: Vec<u64> = vec![];
+    // Each is heard, or it lay in the mailbox of one that ended, or it came when none ran; and of those the last two are counted.
+    while all.len() as u64 + in_mailboxes().1 + dropped() < TOLD {
+        let Ok(heard) = tokio::time::timeout(Duration::from_millis(1), hears.recv()).await else {
+            continue;
+        };
+        let n = heard.expect("lives");
+        all.push(n);
+        if n.is_multiple_of(1_000) {
+            // Full, and what comes next waits; or the rest is lost.
+            until(|| in_mailboxes().0 >= MAILBOX || n + dropped() + MAILBOX as u64 > TOLD).await;
+            go.send(()).expect("waits");
+        }
+    }
+    assert!(all.is_sorted_by(|a, b| a < b), "in order, and each once");
+    let (_, lost) = in_mailboxes();
+    assert_eq!(all.len() as u64 + lost + dropped(), TOLD);
+    assert!(lost >= 1 && lost <= 3 * MAILBOX as u64, "{lost} lost in mailboxes");
+    assert!(a.is_connected("b"));
     close(&[&a, &b]).await;
     system.shutdown().await;
 }
