@@ -589,6 +589,25 @@ fn a_question_whose_deadline_has_passed_is_not_handled() {
 }
 
 #[test]
+fn a_question_of_an_asker_with_a_clock_of_its_own_is_late_for_the_actor_alone() {
+    simulated(|system| async move {
+        let log = Log::default();
+        let (_s, clerk) = start(&system, clerk("clerk", &log)).await;
+        let deadline = Instant::now() + Duration::from_secs(1);
+        let mut owed = pin!(clerk.ask_due(Owe, deadline));
+        let mut asked = pin!(clerk.ask_due(Note(1), deadline));
+        assert!(poll!(&mut owed).is_pending());
+        clerk.ask(Note(2)).await.expect("answered");
+        assert!(poll!(&mut asked).is_pending());
+        advance(Duration::from_secs(2)).await;
+        clerk.ask(Note(3)).await.expect("answered");
+        assert_eq!(asked.await, Err(AskError::Timeout), "too late when its turn came");
+        assert_eq!(log.take(), [2, 3]);
+        assert!(poll!(&mut owed).is_pending(), "it was in time, and nobody has answered it");
+    });
+}
+
+#[test]
 fn an_ask_with_a_deadline_ends_with_it_while_it_waits_for_room_or_for_the_answer() {
     simulated(|system| async move {
         let log = Log::default();
