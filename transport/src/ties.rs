@@ -56,7 +56,8 @@ const EXIT_DEPTH_MAX: usize = 8;
 pub(crate) fn bounded(exit: Exit) -> Exit {
     fn cut(mut text: String) -> String {
         if text.len() > EXIT_TEXT_BYTES_MAX {
-            text.truncate(text.floor_char_boundary(EXIT_TEXT_BYTES_MAX));
+            let end = (0..=EXIT_TEXT_BYTES_MAX).rev().find(|end| text.is_char_boundary(*end));
+            text.truncate(end.unwrap_or_default());
             text.push('…');
             text.shrink_to_fit();
         }
@@ -548,4 +549,26 @@ impl Proxy for ToNobody {
     fn linked(&self, _: &Pid) {}
     fn unlinked(&self, _: &Pid) {}
     fn exited(&self, _: &Pid, _: &Exit) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_exit_from_elsewhere_is_cut_between_letters_and_in_its_depth() {
+        // An odd number of bytes before letters of two.
+        let text = format!("x{}", "é".repeat(EXIT_TEXT_BYTES_MAX));
+        let Exit::Error(cut) = bounded(Exit::Error(text)) else { panic!("another kind") };
+        assert_eq!(cut, format!("x{}…", "é".repeat((EXIT_TEXT_BYTES_MAX - 1) / 2)));
+        let short = Exit::Panic { message: "boom".into(), location: Some("a.rs:1".into()) };
+        assert_eq!(bounded(short.clone()), short);
+        let deep = (0..100).fold(short, |exit, _| Exit::StartFailed { child: "c".into(), reason: Box::new(exit) });
+        let mut depth = 0;
+        let mut exit = bounded(deep);
+        while let Exit::StartFailed { reason, .. } = exit {
+            (exit, depth) = (*reason, depth + 1);
+        }
+        assert_eq!((exit, depth), (unreadable(), EXIT_DEPTH_MAX));
+    }
 }

@@ -488,7 +488,7 @@ fn simulate(seed: u64) -> (Vec<String>, [usize; 5], String) {
     stage.pass(ms(200));
     while stage.elapsed() < STORM {
         stage.pass(ms(random.random_range(5..120)));
-        if seed % 3 != 0 {
+        if !seed.is_multiple_of(3) {
             misfortune(&mut stage, &records, &mut random, &mut gone.borrow_mut());
         }
     }
