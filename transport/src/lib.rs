@@ -114,6 +114,7 @@ mod remote;
 mod renewal;
 mod requests;
 mod shared;
+#[cfg(unix)]
 mod socket;
 mod standing;
 mod stream;

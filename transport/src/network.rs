@@ -16,7 +16,7 @@ use quinn::{
 };
 use tokio::{runtime::Handle, time::Sleep};
 
-use crate::{driven::Driven, socket::UdpSocket};
+use crate::driven::Driven;
 
 /// Makes the socket that a transport sends and receives packets on.
 pub trait Network: std::fmt::Debug + Send + Sync + 'static {
@@ -30,7 +30,10 @@ pub struct UdpNetwork;
 
 impl Network for UdpNetwork {
     fn bind(&self, addr: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        Ok(Arc::new(UdpSocket::bind(addr)?))
+        #[cfg(unix)]
+        return Ok(Arc::new(crate::socket::UdpSocket::bind(addr)?));
+        #[cfg(not(unix))]
+        TokioRuntime.wrap_udp_socket(std::net::UdpSocket::bind(addr)?)
     }
 }
 
