@@ -9,6 +9,8 @@ pub mod cluster;
 pub mod control;
 pub mod controllers;
 pub mod gateway;
+#[cfg(target_os = "linux")]
+pub mod image;
 pub mod node;
 pub mod registry;
 pub mod runtime;

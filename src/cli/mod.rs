@@ -25,6 +25,8 @@ pub mod events;
 pub mod failover;
 pub mod get;
 pub mod global;
+#[cfg(target_os = "linux")]
+pub mod image;
 pub mod kubeconfig;
 pub mod label;
 pub mod logs;
@@ -98,6 +100,9 @@ pub enum Command {
     Server(server::ServerArgs),
     /// Runs one agent of a cluster in this process
     Agent(agent::AgentArgs),
+    /// Keeps images on this machine: loads, shows, removes them
+    #[cfg(target_os = "linux")]
+    Image(image::ImageArgs),
 
     /// Lists objects, or one
     Get(get::GetArgs),
@@ -208,6 +213,8 @@ async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Token(args) => token::run(args, global).await,
         Command::Server(args) => server::run(args, global).await,
         Command::Agent(args) => agent::run(args, global).await,
+        #[cfg(target_os = "linux")]
+        Command::Image(args) => image::run(args, global).await,
         Command::Get(args) => get::run(args, global).await,
         Command::Describe(args) => describe::run(args, global).await,
         Command::Apply(args) => apply::run(args, global).await,
