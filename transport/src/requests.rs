@@ -34,7 +34,7 @@ use crate::{
     stream::{self, Resetting},
 };
 
-/// Asks that are handed over together at most; also the stream of them that one thread is kept busy with.
+/// Asks that are handed over together at most, and replies that are written together; what comes beyond goes with the next.
 const TOGETHER_MAX: usize = 64;
 
 /// Takes what the peer opens, until the connection is lost.

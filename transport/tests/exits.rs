@@ -5,13 +5,8 @@ mod support;
 mod worker;
 
 use phalanx_actors::{Exit, Restart};
-use phalanx_transport::{PeerInfo, Transport};
 use support::{evil::*, *};
 use worker::{Do, Heard, Stick, Worker, crew, exit};
-
-fn of_evil(node: &Transport) -> PeerInfo {
-    node.peers().into_iter().find(|peer| &*peer.node == "evil").expect("known")
-}
 
 #[tokio::test]
 async fn an_actor_that_hears_of_no_exits_takes_no_more_links_however_often_its_peer_comes_back() {

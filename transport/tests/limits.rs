@@ -15,7 +15,7 @@ use std::{
 };
 
 use phalanx_actors::{Exit, Restart};
-use phalanx_transport::{Direction, Transport, server_name};
+use phalanx_transport::{Direction, server_name};
 use quinn::{ConnectionError, Endpoint, VarInt};
 use support::{evil::*, *};
 use tokio::{io::AsyncWriteExt, sync::Semaphore};
@@ -26,10 +26,6 @@ const LONG_MS: u64 = 3_600_000;
 
 /// How much fits, and then no more: gives up when nothing was taken for so long.
 const STALL: Duration = Duration::from_millis(300);
-
-fn of_evil(node: &Transport) -> phalanx_transport::PeerInfo {
-    node.peers().into_iter().find(|peer| &*peer.node == "evil").expect("known")
-}
 
 /// A client that takes nothing of what it is sent beyond this.
 fn deaf(ca: &Ca, window_bytes: u32) -> Dial {

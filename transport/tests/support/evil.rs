@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use phalanx_transport::{ALPN, Exit, Identity, Transport, server_name};
+use phalanx_transport::{ALPN, Exit, Identity, PeerInfo, Transport, server_name};
 use quinn::{
     ClientConfig, Connection, ConnectionError, Endpoint, RecvStream, SendStream,
     crypto::rustls::{QuicClientConfig, QuicServerConfig},
@@ -15,6 +15,11 @@ use super::*;
 pub struct Evil {
     pub endpoint: Endpoint,
     pub conn: Connection,
+}
+
+/// What a node knows of the client.
+pub fn of_evil(node: &Transport) -> PeerInfo {
+    node.peers().into_iter().find(|peer| &*peer.node == "evil").expect("known")
 }
 
 /// How a client dials.
