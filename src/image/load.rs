@@ -15,7 +15,7 @@ use oci_spec::image::{
 };
 use serde::Deserialize;
 
-use super::store::Locked;
+use super::store::{Locked, PIECE_BYTES};
 use super::{DOCUMENT_BYTES_MAX, Hash, ImageError, ImageStore, Packing, digest_of, full_name, packing};
 
 /// How many links of an archive lead to an entry at most.
@@ -200,13 +200,12 @@ impl Source {
     }
 
     fn blob(&self, digest: &Digest) -> Result<(File, u64), ImageError> {
-        // Parsed: neither part can be a path.
-        self.present(&format!("blobs/{}/{}", digest.algorithm(), digest.digest()))
+        self.present(&blob_name(digest))
     }
 
     /// A document whose content is what its descriptor says.
     fn described(&self, of: &Descriptor) -> Result<Vec<u8>, ImageError> {
-        let name = format!("blobs/{}/{}", of.digest().algorithm(), of.digest().digest());
+        let name = blob_name(of.digest());
         let missing = || ImageError::damaged(self.path.display(), format!("{name} is missing"));
         let bytes = self.document(&name)?.ok_or_else(missing)?;
         let digest = digest_of(&bytes)?;
@@ -296,6 +295,11 @@ impl Source {
     }
 }
 
+/// Where a layout has a blob. The digest is parsed: neither of its parts can be a path.
+fn blob_name(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm(), digest.digest())
+}
+
 /// What the configuration says of the layers holds: their number, and the digest of each unpacked.
 fn check_layers(store: &Locked<'_>, manifest: &ImageManifest, config: &[u8]) -> Result<(), ImageError> {
     let digest = manifest.config().digest();
@@ -322,7 +326,7 @@ fn check_layers(store: &Locked<'_>, manifest: &ImageManifest, config: &[u8]) -> 
 }
 
 fn hash_of(mut content: impl Read) -> io::Result<Result<Digest, ImageError>> {
-    let (mut hash, mut piece) = (Hash::new(), vec![0; 64 << 10]);
+    let (mut hash, mut piece) = (Hash::new(), vec![0; PIECE_BYTES]);
     loop {
         match content.read(&mut piece)? {
             0 => return Ok(hash.finish()),

@@ -21,7 +21,7 @@ use tempfile::NamedTempFile;
 use super::{DOCUMENT_BYTES_MAX, Hash, ImageError, full_name};
 
 /// What is copied at once.
-const PIECE_BYTES: usize = 64 << 10;
+pub(crate) const PIECE_BYTES: usize = 64 << 10;
 
 /// Images on disk.
 #[derive(Clone, Debug)]
